@@ -1,0 +1,171 @@
+"""Guest pages and sets of them.
+
+A page is 4 KiB, a granule 2 MiB, whatever maps them. `PageSet` is the dirty bitmap of this project: a set of page numbers,
+held as sorted, disjoint, maximal runs, because a guest may have 1.6 thousand million pages (6 TiB) of which a few are set, and
+nothing may walk 192 MiB of bits to find them. A `PageSet` that exists is valid: every constructor sorts, merges or refuses.
+
+Costs are those of the runs, never of the guest. The algebra is one sweep over the runs' boundaries (`_sweep`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+PAGE_SHIFT = 12
+PAGE_BYTES = 1 << PAGE_SHIFT
+GRANULE_BYTES = 2 << 20
+GRANULE_PAGES = GRANULE_BYTES // PAGE_BYTES
+
+Int64s = npt.NDArray[np.int64]
+
+
+def pages_of(size_bytes: int) -> int:
+    """Count the pages that `size_bytes` fill; a part of a page counts as one."""
+    return -(-size_bytes // PAGE_BYTES)
+
+
+class PageSet:
+    """An immutable set of page numbers as runs.
+
+    `starts` and `stops` are int64 arrays of equal length: run i covers the pages starts[i] <= page < stops[i], and
+    stops[i] < starts[i + 1]. Both are read-only.
+    """
+
+    __slots__ = ("pages", "starts", "stops")
+
+    starts: Int64s
+    stops: Int64s
+    #: How many pages the set holds.
+    pages: int
+
+    def __init__(self, starts: npt.ArrayLike, stops: npt.ArrayLike) -> None:
+        """Take runs that are already sorted, disjoint, non-empty and maximal; raises ValueError when they are not."""
+        first, last = np.array(starts, np.int64), np.array(stops, np.int64)
+        if first.ndim != 1 or first.shape != last.shape:
+            raise ValueError("starts and stops must be one-dimensional and equally long")
+        if first.size and (first[0] < 0 or not (first < last).all() or not (last[:-1] < first[1:]).all()):
+            raise ValueError("page runs must be ascending, non-empty and apart from each other")
+        first.flags.writeable = last.flags.writeable = False
+        self.starts, self.stops = first, last
+        self.pages = int((last - first).sum())
+
+    @classmethod
+    def empty(cls) -> PageSet:
+        return cls((), ())
+
+    @classmethod
+    def span(cls, start: int, stop: int) -> PageSet:
+        """Hold every page from `start` up to, not including, `stop`."""
+        return cls((start,), (stop,)) if start < stop else cls.empty()
+
+    @classmethod
+    def of_runs(cls, starts: npt.ArrayLike, stops: npt.ArrayLike) -> PageSet:
+        """Hold runs in any order that may touch or overlap; empty runs vanish."""
+        first, last = np.asarray(starts, np.int64), np.asarray(stops, np.int64)
+        keep = first < last
+        return _sweep(first[keep], last[keep], first[:0], last[:0], 1, first.size)
+
+    @classmethod
+    def of_pages(cls, pages: npt.ArrayLike) -> PageSet:
+        """Hold these page numbers, in any order, repeated or not."""
+        numbers = np.unique(np.asarray(pages, np.int64))
+        if not numbers.size:
+            return cls.empty()
+        breaks = np.flatnonzero(np.diff(numbers) != 1)
+        return cls(numbers[np.append(0, breaks + 1)], numbers[np.append(breaks, numbers.size - 1)] + 1)
+
+    def __len__(self) -> int:
+        """Count the runs (not the pages: that is `pages`)."""
+        return self.starts.size
+
+    def __bool__(self) -> bool:
+        return self.pages > 0
+
+    def __contains__(self, page: int) -> bool:
+        run = int(np.searchsorted(self.starts, page, "right")) - 1
+        return run >= 0 and page < self.stops[run]
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, PageSet):
+            return NotImplemented
+        return np.array_equal(self.starts, other.starts) and np.array_equal(self.stops, other.stops)
+
+    def __hash__(self) -> int:
+        return hash((self.starts.tobytes(), self.stops.tobytes()))
+
+    def __repr__(self) -> str:
+        return f"PageSet({self.pages} pages in {len(self)} runs)"
+
+    def __or__(self, other: PageSet) -> PageSet:
+        return _sweep(self.starts, self.stops, other.starts, other.stops, 1, 3)
+
+    def __and__(self, other: PageSet) -> PageSet:
+        return _sweep(self.starts, self.stops, other.starts, other.stops, 3, 3)
+
+    def __sub__(self, other: PageSet) -> PageSet:
+        return _sweep(self.starts, self.stops, other.starts, other.stops, 1, 1)
+
+    @property
+    def counts(self) -> Int64s:
+        """Pages of each run."""
+        return self.stops - self.starts
+
+    @property
+    def size_bytes(self) -> int:
+        return self.pages * PAGE_BYTES
+
+    def page_numbers(self) -> Int64s:
+        """Expand the set to an ascending int64 array: 8 bytes a page, so only where the pages are few or needed singly."""
+        counts = self.counts
+        offsets = np.arange(self.pages, dtype=np.int64)
+        offsets += np.repeat(self.starts - (np.cumsum(counts) - counts), counts)
+        return offsets
+
+    def batches(self, batch_pages: int, batch_runs: int | None = None) -> Iterator[PageSet]:
+        """Cut the set, in ascending order, into sets of at most `batch_pages` pages and `batch_runs` runs."""
+        if batch_pages < 1 or (batch_runs is not None and batch_runs < 1):
+            raise ValueError("a batch holds at least one page and one run")
+        run, offset = 0, 0
+        ends = np.cumsum(self.counts)
+        while run < len(self):
+            before = int(ends[run - 1]) if run else 0
+            last = int(np.searchsorted(ends, before + offset + batch_pages, "left"))
+            if batch_runs is not None:
+                last = min(last, run + batch_runs - 1)
+            last = min(last, len(self) - 1)
+            starts, stops = self.starts[run : last + 1].copy(), self.stops[run : last + 1].copy()
+            starts[0] += offset
+            excess = int((stops - starts).sum()) - batch_pages
+            if excess > 0:
+                stops[-1] -= excess
+                run, offset = last, int(stops[-1] - self.starts[last])
+            else:
+                run, offset = last + 1, 0
+            yield PageSet(starts, stops)
+
+    def rounded(self, unit_pages: int, limit_pages: int) -> PageSet:
+        """Widen every run to whole units of `unit_pages`, cut at `limit_pages`."""
+        starts = self.starts // unit_pages * unit_pages
+        stops = np.minimum(-(-self.stops // unit_pages) * unit_pages, limit_pages)
+        return PageSet.of_runs(starts, stops)
+
+
+def _sweep(a_starts: Int64s, a_stops: Int64s, b_starts: Int64s, b_stops: Int64s, low: int, high: int) -> PageSet:
+    """Keep the pages whose cover is within [low, high]: a run of A covers with 1, a run of B with 2.
+
+    The runs of A may overlap where B is empty: their union then has covers up to their number.
+    """
+    if not a_starts.size and not b_starts.size:
+        return PageSet.empty()
+    positions = np.concatenate((a_starts, a_stops, b_starts, b_stops))
+    steps = np.repeat(np.array([1, -1, 2, -2], np.int64), [a_starts.size, a_stops.size, b_starts.size, b_stops.size])
+    order = np.argsort(positions, kind="stable")
+    positions, cover = positions[order], np.cumsum(steps[order])
+    last_at = np.append(positions[1:] != positions[:-1], True)
+    positions, cover = positions[last_at], cover[last_at]
+    inside = (cover >= low) & (cover <= high)
+    turns = np.flatnonzero(inside != np.append(False, inside[:-1]))
+    return PageSet(positions[turns[::2]], positions[turns[1::2]])

@@ -1,0 +1,247 @@
+"""The report of one migration: every figure, what it counts and what it leaves out.
+
+One `MigrationReport` is filled in as a migration goes on and becomes the JSON that `--json` prints. Fields are added, never
+renamed. Times are in seconds (`_s`) as floats, sizes in bytes, pages are 4 KiB; None means "not measured in this run", never
+zero. Times at the two hosts are compared on the guest's clock, CLOCK_MONOTONIC: one clock where both hosts are one machine,
+else the destination's readings minus `clock.offset_s`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(slots=True)
+class Percentiles:
+    """p50, p99 and the largest of a set of measurements."""
+
+    p50: float
+    p99: float
+    max: float
+
+
+@dataclass(slots=True)
+class VcpuStun:
+    """Each vCPU's own gap: from its last commit at the source to its first at the destination, in seconds.
+
+    `baseline_max` is the longest gap of any vCPU in the seconds before the migration (5 at most): with more busy vCPUs than cores
+    a vCPU waits for the scheduler anyway, and a paced vCPU waits for its next turn.
+    """
+
+    p50: float
+    p99: float
+    max: float
+    baseline_max: float | None
+
+
+@dataclass(slots=True)
+class GuestShape:
+    """What was migrated. `resident_bytes` is what guest memory held when tracing began; holes are not counted."""
+
+    name: str
+    memory_bytes: int
+    resident_bytes: int
+    page_bytes: int
+    vcpus: int
+    workload: str
+    rate: float | None
+    working_set_bytes: int
+    seed: int
+
+
+@dataclass(slots=True)
+class DowntimeBreakdown:
+    """Where downtime_s went; the parts add up to it but for the instants between them.
+
+    quiesce_s: pause request until every vCPU is parked. final_scan_s: the last collection of dirty pages. bitmap_s: finding and
+    coding what the destination still needs. checkpoint_s: reading the registers and writing them, with the bitmap, to the socket.
+    drain_s: waiting for the last pages that must arrive before the resume (pre-copy: the final pages themselves; hybrid: zero
+    unless the last round was still under way). transfer_s: from the checkpoint's departure to READY's arrival, less install_s,
+    and from HANDOVER's departure to its arrival: the network, and both daemons waking up. install_s: the destination decodes the
+    bitmap, installs the registers and prepares its memory. resume_s: HANDOVER's arrival until the first vCPU runs.
+    """
+
+    quiesce_s: float = 0.0
+    final_scan_s: float = 0.0
+    bitmap_s: float = 0.0
+    checkpoint_s: float = 0.0
+    drain_s: float = 0.0
+    transfer_s: float = 0.0
+    install_s: float = 0.0
+    resume_s: float = 0.0
+
+
+@dataclass(slots=True)
+class Round:
+    """One pre-copy round: `pages` were sent, `zero_pages` of them without payload; `dirty_pages_after` were written meanwhile."""
+
+    round: int
+    pages: int
+    zero_pages: int
+    wire_bytes: int
+    duration_s: float
+    dirty_pages_after: int
+
+
+@dataclass(slots=True)
+class Bitmap:
+    """The bitmap at switchover: its size raw (one bit a page of the whole guest) and compacted (what was sent)."""
+
+    raw_bytes: int
+    compacted_bytes: int
+    pages: int
+    encode_s: float
+    decode_s: float
+
+
+@dataclass(slots=True)
+class Postcopy:
+    """What moved after the resume, counted by the receiver. `fault_us`: page fault to page published, by the handler's clock.
+
+    `blocktime_s` is the time all vCPUs together waited for pages, as the sum of those fault latencies.
+    `minor_faults` needed no page from the source: the page was here and only had to be published.
+    """
+
+    pushed_pages: int = 0
+    faulted_pages: int = 0
+    duplicate_pages: int = 0
+    minor_faults: int = 0
+    fault_us: Percentiles | None = None
+    blocktime_s: float = 0.0
+
+
+@dataclass(slots=True)
+class Cpu:
+    """User and system CPU seconds of the daemons and the guest processes, from migrate to full residency."""
+
+    source_s: float
+    dest_s: float
+    guest_source_s: float
+    guest_dest_s: float
+
+
+@dataclass(slots=True)
+class GuestRate:
+    """Commits per second of the whole guest: the second before, during pre-copy, and after full residency."""
+
+    before_per_s: float | None
+    during_per_s: float | None
+    after_per_s: float | None
+
+
+@dataclass(slots=True)
+class TimelineBucket:
+    """Commits in the 10 ms that begin at t_s (0 is the migrate request), and the phase at their beginning."""
+
+    t_s: float
+    commits: int
+    phase: str
+
+
+@dataclass(slots=True)
+class Verified:
+    """What was proven of this run; None where not asked for.
+
+    invariant: the workload's own check of guest memory, at a pause after the measurement. commits_lost and commits_repeated: the
+    sequence numbers in guest memory against the commits that the vCPUs counted at both ends. digest_match: `--verify`.
+    """
+
+    invariant: bool | None = None
+    commits_lost: int | None = None
+    commits_repeated: int | None = None
+    digest_match: bool | None = None
+    check_pause_s: float | None = None
+    problems: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Clock:
+    """How the two hosts' clocks were compared: shared (one machine: offset 0, error 0), or measured by round trips."""
+
+    shared: bool
+    offset_s: float
+    error_s: float
+
+
+@dataclass(slots=True)
+class TcpConnection:
+    """The kernel's own figures (TCP_INFO) of one connection at the source, read at the end."""
+
+    role: str
+    rtt_s: float
+    retransmits: int
+    cwnd: int
+    congestion: str
+
+
+@dataclass(slots=True)
+class Host:
+    """The source host."""
+
+    kernel: str
+    cpus: int
+    memory_bytes: int
+    load: float
+
+
+@dataclass(slots=True)
+class Versions:
+    pagefire: str
+    python: str
+    uvloop: str
+
+
+@dataclass(slots=True)
+class MigrationReport:
+    """Every figure of one migration.
+
+    outcome: completed, failed or cancelled. total_s: migrate request to full residency. setup_s: until tracing is installed.
+    precopy_s: first round until the pause. downtime_s: pause request at the source until the destination lets its vCPUs run.
+    stun_s: the guest's blackout, from the last commit of any vCPU at the source to the first of any at the destination, by the
+    vCPUs' own clock readings; stun_error_s is the uncertainty that comparing two clocks adds. observer_stun_s: the same, seen by
+    a separate process that reads the commit counters of both ends; None across machines. all_running_s: pause request to the
+    first commit of the last vCPU. stall_s: 10 ms buckets with less than half the baseline's commits, summed, from the pause to
+    full residency. resident_after_s: resume until the last page is at the destination. wire_bytes: everything that the source
+    sent for this migration, frames included, TCP/IP headers not. throughput_Bps: wire bytes of the pre-copy rounds over their time.
+    dirty_pages_per_s: pages written during the last pre-copy round over its time.
+    """
+
+    outcome: str = "active"
+    error: str | None = None
+    mode: str = ""
+    tracker: str = ""
+    tracker_reason: str = ""
+    guest: GuestShape | None = None
+    destination: str = ""
+    total_s: float | None = None
+    setup_s: float | None = None
+    precopy_s: float | None = None
+    downtime_s: float | None = None
+    stun_s: float | None = None
+    observer_stun_s: float | None = None
+    stun_error_s: float | None = None
+    vcpu_stun_s: VcpuStun | None = None
+    all_running_s: float | None = None
+    stall_s: float | None = None
+    resident_after_s: float | None = None
+    downtime_breakdown: DowntimeBreakdown | None = None
+    stop_reason: str = ""
+    rounds: list[Round] = field(default_factory=list)
+    bitmap: Bitmap | None = None
+    postcopy: Postcopy | None = None
+    wire_bytes: int = 0
+    throughput_Bps: float | None = None
+    dirty_pages_per_s: float | None = None
+    cpu: Cpu | None = None
+    guest_rate: GuestRate | None = None
+    timeline: list[TimelineBucket] = field(default_factory=list)
+    verified: Verified = field(default_factory=Verified)
+    clock: Clock | None = None
+    tcp: list[TcpConnection] = field(default_factory=list)
+    host: Host | None = None
+    versions: Versions | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Give the JSON form: nested dictionaries of numbers, strings, lists and None."""
+        return asdict(self)
