@@ -59,7 +59,8 @@ class DowntimeBreakdown:
     drain_s: waiting for the last pages that must arrive before the resume (pre-copy: the final pages themselves; hybrid: zero
     unless the last round was still under way). transfer_s: from the checkpoint's departure to READY's arrival, less install_s,
     and from HANDOVER's departure to its arrival: the network, and both daemons waking up. install_s: the destination decodes the
-    bitmap, installs the registers and prepares its memory. resume_s: HANDOVER's arrival until the first vCPU runs.
+    bitmap, installs the registers and prepares its memory. verify_s: the comparison of digests that `--verify` asks for.
+    resume_s: HANDOVER's arrival until the vCPUs are let run.
     """
 
     quiesce_s: float = 0.0
@@ -69,6 +70,7 @@ class DowntimeBreakdown:
     drain_s: float = 0.0
     transfer_s: float = 0.0
     install_s: float = 0.0
+    verify_s: float = 0.0
     resume_s: float = 0.0
 
 
@@ -132,7 +134,11 @@ class GuestRate:
 
 @dataclass(slots=True)
 class TimelineBucket:
-    """Commits in the 10 ms that begin at t_s (0 is the migrate request), and the phase at their beginning."""
+    """Commits in the 10 ms that begin at t_s (0 is the migrate request), and the phase at their beginning.
+
+    Phases bear the names of a migration's status: none (before it), setup, active (pre-copy), device (the stun), postcopy-active,
+    completed.
+    """
 
     t_s: float
     commits: int
@@ -196,7 +202,8 @@ class Versions:
 class MigrationReport:
     """Every figure of one migration.
 
-    outcome: completed, failed or cancelled. total_s: migrate request to full residency. setup_s: until tracing is installed.
+    outcome: completed, failed, cancelled or postcopy-paused. owner: the host that may run the guest.
+    total_s: migrate request to full residency. setup_s: until tracing is installed.
     precopy_s: first round until the pause. downtime_s: pause request at the source until the destination lets its vCPUs run.
     stun_s: the guest's blackout, from the last commit of any vCPU at the source to the first of any at the destination, by the
     vCPUs' own clock readings; stun_error_s is the uncertainty that comparing two clocks adds. observer_stun_s: the same, seen by
@@ -209,6 +216,7 @@ class MigrationReport:
 
     outcome: str = "active"
     error: str | None = None
+    owner: str = "source"
     mode: str = ""
     tracker: str = ""
     tracker_reason: str = ""

@@ -1,0 +1,205 @@
+"""The destination daemon: one listening port for every connection, a control socket, guests that came and stay.
+
+Arguments, sockets and signals only; a migration is `migration.IncomingMigration`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+import logging
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pagefire.dest_host.migration import HostLimits, IncomingMigration
+from pagefire.guest_workload.guest_process import GuestProcess
+from pagefire.guest_workload.linux import scheduling
+from pagefire.guest_workload.observation import describe
+from pagefire.guest_workload.run_to import run_to
+from pagefire.protocol.addresses import parse_address
+from pagefire.protocol.connection import Connection
+from pagefire.protocol.errors import PagefireError, PeerRefused, RemoteProtocolError
+from pagefire.protocol.messages import Hello, Welcome
+from pagefire.protocol.negotiation import CAPABILITIES, choose_version
+from pagefire.protocol.state import Role, Side, Status
+from pagefire.protocol.transport import runtime_directory
+from pagefire.protocol.transport.clock import machine_identity
+from pagefire.protocol.transport.control_socket import ControlServer, Emit, Json
+from pagefire.protocol.transport.daemon import SLICE_NS
+from pagefire.protocol.transport.frame_stream import FrameStream, describe_failure, listen
+from pagefire.protocol.transport.software import software_name
+from pagefire.protocol.transport.tasks import in_thread
+
+log = logging.getLogger("pagefire.dest")
+
+#: A connection that has not said who it is by then is closed.
+GREETING_S = 10.0
+_ENDED = (Status.COMPLETED, Status.FAILED, Status.CANCELLED)
+
+
+class DestinationDaemon:
+    """Takes guests in until it is told to end."""
+
+    def __init__(self, host: str, port: int, limits: HostLimits) -> None:
+        self._limits = limits
+        self._host = host
+        self._directory = runtime_directory.prepare(limits.runtime_dir)
+        self._listener = listen(host, port)
+        self.port = int(self._listener.getsockname()[1])
+        self._control_path = runtime_directory.control_path(self._directory, "dest", str(self.port))
+        operations = {"status": self._status, "guests": self._guests, "run_to": self._run_to, "digest": self._digest}
+        self._server = ControlServer(self._control_path, operations)
+        self._migrations: list[IncomingMigration] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._ending = asyncio.Event()
+        self._forced = asyncio.Event()
+
+    async def serve(self, ready: Callable[[str], None]) -> None:
+        scheduling.set_short_slice(SLICE_NS)
+        await self._server.start()
+        accepting = asyncio.create_task(self._accept())
+        ready(f"pagefire dest: listening on {self._host}:{self.port}, control socket {self._control_path}")
+        try:
+            await self._ending.wait()
+        finally:
+            accepting.cancel()
+            await asyncio.gather(accepting, return_exceptions=True)
+            await self._wind_down()
+            await self._server.close()
+            self._listener.close()
+            runtime_directory.leave(self._directory, self._control_path)
+
+    def end(self) -> None:
+        self._ending.set()
+
+    def force(self) -> None:
+        self._forced.set()
+
+    # -- connections -------------------------------------------------------------------------------------------------------
+
+    async def _accept(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            sock, address = await loop.sock_accept(self._listener)
+            task = asyncio.create_task(self._greet(sock, f"{address[0]}:{address[1]}"))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _greet(self, sock: socket.socket, peer: str) -> None:
+        """Find out who calls; a control connection becomes a migration, any other joins one."""
+        stream = FrameStream(sock, Connection(Side.DESTINATION))
+        try:
+            hello = await stream.expect(Hello, GREETING_S)
+            if Role(hello.role) is Role.CONTROL:
+                await self._receive_guest(stream, hello, peer)
+            else:
+                await self._join(stream, hello)
+        except Exception as error:
+            log.warning("peer=%s refused why=%s", peer, error, exc_info=not isinstance(error, PagefireError))
+            with contextlib.suppress(PagefireError, TimeoutError):
+                async with asyncio.timeout(1.0):
+                    await stream.send(describe_failure(error))
+            stream.close()
+
+    async def _receive_guest(self, stream: FrameStream, hello: Hello, peer: str) -> None:
+        log.info("peer=%s guest=%s phase=hello software=%s", peer, hello.name, hello.software)
+        migration = IncomingMigration(stream, hello, self._limits, self._name_taken)
+        self._migrations.append(migration)
+        try:
+            await migration.run()
+        finally:
+            if migration.guest is None:
+                self._migrations.remove(migration)
+
+    async def _join(self, stream: FrameStream, hello: Hello) -> None:
+        version = choose_version(hello)
+        for migration in self._migrations:
+            if hmac.compare_digest(migration.session, hello.session) and hmac.compare_digest(
+                migration.secret, hello.secret
+            ):
+                await stream.send(Welcome(version, list(CAPABILITIES), b"", b"", software_name(), machine_identity()))
+                migration.join(Role(hello.role), stream)
+                return
+        raise RemoteProtocolError("no such session, or not its secret")
+
+    def _name_taken(self, name: str) -> bool:
+        return sum(migration.name == name for migration in self._migrations) > 1
+
+    # -- operations of the control socket ----------------------------------------------------------------------------------
+
+    async def _status(self, request: Json, emit: Emit) -> Json:
+        guests = [
+            {
+                "name": migration.name,
+                "status": migration.status.value,
+                "owner": migration.owns_guest,
+                "missing_pages": migration.missing_pages,
+                "error": migration.error,
+                "commits": migration.guest.control.commits() if migration.guest else 0,
+            }
+            for migration in self._migrations
+        ]
+        return {"role": "dest", "port": self.port, "guests": guests}
+
+    async def _guests(self, request: Json, emit: Emit) -> Json:
+        """Where an observer on this machine finds the control blocks, guest memories and page states of the guests."""
+        return {m.name: describe(m.guest) for m in self._migrations if m.guest is not None}
+
+    async def _run_to(self, request: Json, emit: Emit) -> Json:
+        """Let each vCPU of a guest run until it has committed `steps` transactions since it was born, then wait there."""
+        await run_to(self._guest(request).control, int(request["steps"]), wait=bool(request.get("wait", True)))
+        return {}
+
+    async def _digest(self, request: Json, emit: Emit) -> Json:
+        return dict(await in_thread(self._guest(request).digest))
+
+    def _guest(self, request: Json) -> GuestProcess:
+        for migration in self._migrations:
+            if migration.guest is not None and migration.owns_guest and request.get("name") in (None, migration.name):
+                return migration.guest
+        raise PeerRefused("no such guest runs here", str(request.get("name")))
+
+    # -- the end -----------------------------------------------------------------------------------------------------------
+
+    async def _wind_down(self) -> None:
+        """Cancel what is before its commit point, finish what is after it, then end the guests that run here."""
+        for task in list(self._tasks):
+            if not any(migration.owns_guest for migration in self._migrations):
+                task.cancel()
+        unfinished = [m for m in self._migrations if m.owns_guest and m.status not in _ENDED]
+        for migration in unfinished:
+            log.warning(
+                "guest=%s %d pages are still at the source: finishing first; a second signal loses the guest",
+                migration.name,
+                migration.missing_pages,
+            )
+        if self._tasks:
+            tasks = list(self._tasks)
+            forced: asyncio.Future[Any] = asyncio.ensure_future(self._forced.wait())
+            everything: asyncio.Future[Any] = asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.wait({forced, everything}, return_when=asyncio.FIRST_COMPLETED)
+            if self._forced.is_set() and unfinished:
+                log.error("forced: guests are lost: %s", ", ".join(m.name for m in unfinished))
+            for waiting in (forced, *tasks):
+                waiting.cancel()
+            await asyncio.gather(forced, *tasks, return_exceptions=True)
+        for migration in self._migrations:
+            migration.close()
+            if migration.guest is not None:
+                log.info("guest=%s ending with its daemon", migration.name)
+                await in_thread(migration.guest.terminate)
+
+
+async def make_daemon(
+    listen_on: str, runtime_dir: Path, max_guest_memory_bytes: int, guest_cpus: tuple[int, ...], cpus: tuple[int, ...],
+    user_workloads: tuple[str, ...],
+) -> DestinationDaemon:  # fmt: skip
+    """Build the daemon on the running loop; raises PagefireError when the port or the runtime directory cannot be had."""
+    if cpus:
+        os.sched_setaffinity(0, cpus)
+    host, port = parse_address(listen_on)
+    return DestinationDaemon(host, port, HostLimits(runtime_dir, max_guest_memory_bytes, guest_cpus, user_workloads))

@@ -1,0 +1,115 @@
+"""What becomes of arriving pages: before the resume they just land; after it they are claimed, filled, received, published.
+
+One `Intake` a migration; `resume_begins` changes its rule, once, while no page is under way (READY is sent only when every page
+connection has brought its marker, and the source pushes only after HANDOVER).
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from pagefire.dest_host.landing import Landing
+from pagefire.dest_host.ledger import Ledger
+from pagefire.dest_host.publishing import Publisher
+from pagefire.protocol.errors import RemoteProtocolError
+from pagefire.protocol.pages import PageSet
+
+
+class Intake:
+    """Takes pages from any number of connections, each with its own thread and `Landing`."""
+
+    def __init__(self, ledger: Ledger, publisher: Publisher, total_pages: int) -> None:
+        self._ledger = ledger
+        self._publisher = publisher
+        self._total_pages = total_pages
+        self._resumed = False
+        self._waiting: dict[int, int] = {}
+        self._waiting_lock = threading.Lock()
+        self._on_complete: Callable[[], object] = lambda: None
+        #: Waits of vCPUs, fault read to page published, in ns.
+        self.waits_ns: list[int] = []
+
+    def resume_begins(self, missing: PageSet, on_complete: Callable[[], object]) -> None:
+        """From now on pages are those of the bitmap; `on_complete` is called, in any thread, when none is missing."""
+        self.check_within(missing)
+        self._ledger.set_missing(missing)
+        self._on_complete = on_complete
+        self._resumed = True
+
+    def check_within(self, pages: PageSet) -> None:
+        """Refuse pages outside the guest's memory with RemoteProtocolError."""
+        if pages and int(pages.stops[-1]) > self._total_pages:
+            raise RemoteProtocolError(
+                "the peer sent a page outside the guest's memory", f"page {int(pages.stops[-1]) - 1}"
+            )
+
+    def take(self, pages: PageSet, landing: Landing) -> int:
+        """Take the contents of `pages` from the landing's socket; gives how many of them the bitmap had named (none before it)."""
+        self.check_within(pages)
+        if not self._resumed:
+            landing.fill(pages)
+            return 0
+        fresh = self._ledger.claim(pages)
+        if fresh == pages:
+            landing.fill(pages)
+        else:
+            landing.fill_some(pages, fresh)
+        self._received(fresh)
+        return fresh.pages
+
+    def take_zero(self, pages: PageSet, landing: Landing) -> int:
+        """Make `pages` zero; gives how many of them the bitmap had named."""
+        self.check_within(pages)
+        if not self._resumed:
+            landing.zero(pages)
+            return 0
+        fresh = self._ledger.claim(pages)
+        landing.zero(fresh)
+        self._received(fresh)
+        return fresh.pages
+
+    def take_fetched(self, pages: PageSet, contents: bytes, landing: Landing) -> int:
+        """Take pages whose contents have been read already, after the resume; gives how many of them the bitmap had named."""
+        self.check_within(pages)
+        fresh = self._ledger.claim(pages)
+        landing.place(pages, contents, fresh)
+        self._received(fresh)
+        return fresh.pages
+
+    def note_wait(self, page: int, since_ns: int) -> None:
+        """A vCPU waits for this page since then; its latency is taken when the page is published."""
+        with self._waiting_lock:
+            self._waiting.setdefault(page, since_ns)
+
+    def settle_waits(self, start: int, stop: int) -> None:
+        """The run is published: whoever waited for a page of it goes on."""
+        if not self._waiting:
+            return
+        now = time.monotonic_ns()
+        with self._waiting_lock:
+            for page in [page for page in self._waiting if start <= page < stop]:
+                self.waits_ns.append(now - self._waiting.pop(page))
+
+    def _received(self, fresh: PageSet) -> None:
+        """Order: full, then received, then published; a fault that comes in between finds it received and publishes it itself."""
+        self._ledger.mark_received(fresh)
+        filled = self._ledger.filled_among(fresh)
+        for start, stop in zip(filled.starts.tolist(), filled.stops.tolist(), strict=True):
+            self._publisher.publish(start, stop)
+            self.settle_waits(start, stop)
+        for page in (fresh - filled).page_numbers().tolist() if filled != fresh else []:
+            self._publisher.publish_zero(page)
+            self.settle_waits(page, page + 1)
+        if fresh and not self._ledger.missing:
+            self._on_complete()
+
+
+def percentiles_us(waits_ns: list[int]) -> list[float]:
+    """Give p50, p99 and max of waits in microseconds; empty when there were none."""
+    if not waits_ns:
+        return []
+    return [float(x) for x in np.percentile(np.array(waits_ns) / 1000, [50, 99, 100])]

@@ -1,0 +1,74 @@
+"""One page connection at the destination: frames off a socket, by a thread of its own, contents straight into guest memory."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable
+
+from pagefire.dest_host.intake import Intake
+from pagefire.dest_host.landing import Landing
+from pagefire.protocol.connection import Arrival, Connection
+from pagefire.protocol.errors import LinkLost
+from pagefire.protocol.messages import Pages, RoundEnd, ZeroPages
+from pagefire.protocol.transport.frame_stream import close_socket
+
+
+class PageReceiver:
+    """Receives until the connection ends. Calls, in its thread, `on_round_end(round)` and at the end `on_end(error)`."""
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        connection: Connection,
+        landing: Landing,
+        intake: Intake,
+        on_round_end: Callable[[int], object],
+        on_end: Callable[[BaseException], object],
+    ) -> None:
+        self._sock = sock
+        self._connection = connection
+        self._landing = landing
+        self._intake = intake
+        self._on_round_end = on_round_end
+        self._on_end = on_end
+        self._thread = threading.Thread(target=self._run, name="page-receiver", daemon=True)
+        #: Pages taken after the resume: every one was named by the bitmap and is counted once.
+        self.pages_after_resume = 0
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def abort(self) -> None:
+        """Close the connection under the thread and wait for its end."""
+        close_socket(self._sock)
+        self._thread.join()
+        self._landing.close()
+
+    def _run(self) -> None:
+        try:
+            while True:
+                self._take(self._next())
+        except BaseException as error:  # the thread's only exit: the migration decides what it means
+            self._on_end(error)
+
+    def _take(self, arrival: Arrival) -> None:
+        match arrival.message:
+            case Pages(pages):
+                self.pages_after_resume += self._intake.take(pages, self._landing)
+            case ZeroPages(pages):
+                self.pages_after_resume += self._intake.take_zero(pages, self._landing)
+            case RoundEnd(number):
+                self._on_round_end(number)
+
+    def _next(self) -> Arrival:
+        while True:
+            try:
+                received = self._sock.recv(self._connection.wanted)
+            except OSError as error:
+                raise LinkLost("a page connection broke", error.strerror or str(error)) from error
+            if not received:
+                raise LinkLost("the source closed a page connection")
+            arrival = self._connection.receive(received)
+            if arrival is not None:
+                return arrival

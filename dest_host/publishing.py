@@ -1,0 +1,76 @@
+"""Showing pages to the guest: UFFDIO_CONTINUE over what the memfd holds, with what the kernel may answer.
+
+The guest's mapping is registered MISSING | MINOR before it first runs, so it sees no page that was not published, however much of
+it lies in the file already. COPY would refuse a page that the file has (EEXIST), and stale pages are such pages.
+
+EAGAIN may mean partial success: go on after what was mapped, never repeat the range. EEXIST speaks of the first page only: it is
+mapped already; wake whoever waits, skip one. EFAULT: the file has no page there; it is zero. ENOENT: the range is no longer
+registered, so the kernel serves it by itself. ESRCH: the guest is gone.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from pagefire.guest_workload.linux import userfaultfd
+from pagefire.protocol.errors import GuestError
+from pagefire.protocol.pages import PAGE_BYTES
+
+
+class Publisher:
+    """Publishes pages of one guest. Any thread; a page must be full, and its filler done, before it is published."""
+
+    def __init__(self, uffd: int, address: int, memory_bytes: int) -> None:
+        self._uffd = uffd
+        self._address = address
+        self._memory_bytes = memory_bytes
+
+    def arm(self) -> None:
+        """From now on the guest waits for every page it touches until that page is published."""
+        modes = userfaultfd.Mode.MISSING | userfaultfd.Mode.MINOR
+        userfaultfd.register(self._uffd, self._address, self._memory_bytes, modes)
+
+    def disarm(self) -> None:
+        """Every page is here and current: the guest needs nobody any more. Wakes whoever waits."""
+        userfaultfd.unregister(self._uffd, self._address, self._memory_bytes)
+
+    def publish(self, start: int, stop: int) -> None:
+        """Map the pages start <= page < stop, which the file holds, and wake whoever waits for them."""
+        at, end = self._address + start * PAGE_BYTES, self._address + stop * PAGE_BYTES
+        while at < end:
+            mapped_bytes, error = userfaultfd.continue_range(self._uffd, at, end - at)
+            at += mapped_bytes
+            if error in (0, errno.EAGAIN):
+                continue
+            if error == errno.ENOENT:
+                return
+            if error == errno.EFAULT:
+                self._zero(at)
+            elif error == errno.EEXIST:
+                userfaultfd.wake(self._uffd, at, PAGE_BYTES)
+            else:
+                raise _unexpected("UFFDIO_CONTINUE", error)
+            at += PAGE_BYTES
+
+    def publish_zero(self, page: int) -> None:
+        """Map a zero page where the file holds nothing, and wake whoever waits for it."""
+        self._zero(self._address + page * PAGE_BYTES)
+
+    def _zero(self, at: int) -> None:
+        error = errno.EAGAIN
+        while error == errno.EAGAIN:
+            filled_bytes, error = userfaultfd.zeropage(self._uffd, at, PAGE_BYTES)
+            if filled_bytes:
+                return
+        if error == errno.EEXIST:
+            userfaultfd.continue_range(self._uffd, at, PAGE_BYTES)
+            userfaultfd.wake(self._uffd, at, PAGE_BYTES)
+        elif error not in (0, errno.ENOENT):
+            raise _unexpected("UFFDIO_ZEROPAGE", error)
+
+
+def _unexpected(request: str, error: int) -> Exception:
+    if error == errno.ESRCH:
+        return GuestError("the guest ended while its pages were arriving")
+    return OSError(error, f"{request}: {os.strerror(error)}")

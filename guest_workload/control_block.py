@@ -1,0 +1,355 @@
+"""The control block: the one page of words through which a host steers its guest, and what the guest tells of itself.
+
+A memfd of its own, mapped by the guest, by its host's daemon and by an observer; it outlives the daemon. Little-endian, fixed
+offsets (below), versioned. Who writes what: the vCPUs write `parked` and their own blocks, and everything else is written by
+the one host that holds the guest, so no two writers share a word except `parked`.
+
+`run_state` and `parked` are the two halves of one aligned 64-bit word, and a vCPU leaves its park by compare-and-swap on the
+whole: (RUN, n) -> (RUN, n - 1). So a vCPU that is late in leaving a former park cannot start after a new pause request was made,
+and once `all_parked` is true nothing runs until `resume`. Sleepers (parked, finished, paced) wait on `doorbell`, which is
+incremented after every change they must look at: an event count, so no wake-up is lost.
+
+A transaction is counted here when it is complete, once, on the host where it ran; register 0 counts for the guest's whole life.
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+import time
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pagefire.guest_workload.linux import futex, memfd
+from pagefire.protocol.errors import GuestError, UsageError
+
+MAGIC = b"PAGEFIRE"
+VERSION = 1
+MAX_VCPUS = 256
+
+# Header: one page; what is polled, what is written on a pause and what is read now and then lie in different cache lines.
+HEADER_BYTES = 4096
+AT_MAGIC = 0  # 8 bytes
+AT_VERSION = 8  # u32
+AT_VCPUS = 12  # u32
+AT_RUN_STATE = 64  # u32, low half of the park word
+AT_PARKED = 68  # u32, high half; a futex word that is woken when the last vCPU has parked
+AT_DOORBELL = 72  # u32, a futex word
+AT_OWNER = 128  # u32
+AT_SESSION = 144  # 16 bytes
+AT_STOP_AT = 192  # u64 transactions per vCPU; 0: never
+AT_INTERVAL = 200  # u64 ns between two transactions of a vCPU; 0: unpaced
+AT_THROTTLE = 208  # u64 ns that a vCPU sleeps after each 10 ms bucket; reserved for auto-converge
+AT_EPOCH = 216  # u64, how often the guest was resumed here
+AT_RESUMED = 224  # u64 ns
+
+# One block a vCPU.
+AT_REGISTERS = 0  # 16 u64: two cache lines
+AT_STATE = 128  # u32
+AT_COMMITS = 136  # u64
+AT_LAST_COMMIT = 144  # u64 ns
+AT_FIRST_COMMIT = 152  # u64 ns
+AT_NEWEST_BUCKET = 160  # u64, number of the newest bucket; the ring holds it and the RING_BUCKETS - 1 before it
+AT_RING = 4096  # RING_BUCKETS pairs of u32: commits, longest gap in ns that ended in this bucket (saturating)
+RING_BUCKETS = 32_768
+BUCKET_NS = 10_000_000
+BLOCK_BYTES = AT_RING + RING_BUCKETS * 8
+
+REGISTERS = 16
+REGISTER_BYTES = REGISTERS * 8
+
+UInt64s = npt.NDArray[np.uint64]
+
+
+class RunState(enum.IntEnum):
+    PAUSE = 0
+    RUN = 1
+    EXIT = 2
+
+
+class Owner(enum.IntEnum):
+    """Which part this host has in the guest. Only OWNER may resume."""
+
+    NONE = 0
+    OWNER = 1
+    RELINQUISHED = 2
+    FENCED = 3
+
+
+class VcpuState(enum.IntEnum):
+    """FINISHED: reached stop_at; counted as parked, and stays so until stop_at is raised."""
+
+    STARTING = 0
+    PARKED = 1
+    RUNNING = 2
+    FINISHED = 3
+
+
+def now_ns() -> int:
+    """Read the guest's clock, CLOCK_MONOTONIC: the vCPUs stamp their commits with it."""
+    return time.monotonic_ns()
+
+
+class ControlBlock:
+    """A mapped control block. Owns its descriptor and mapping until `close`; arrays it gave are views and die with it."""
+
+    def __init__(self, mapping: memfd.Mapping, vcpus: int) -> None:
+        """Wrap a mapping that is known to hold a block for `vcpus`; use `create` or `attach`."""
+        self._mapping = mapping
+        self.vcpus = vcpus
+        header = mapping.array[:HEADER_BYTES]
+        self._u32 = header.view("<u4")
+        self._u64 = header.view("<u8")
+        self._bytes = header
+        #: u64 [vcpus, 16]; the vCPUs' own while they run, anybody's to read and the host's to write while all are parked.
+        self.registers: UInt64s = self._column(AT_REGISTERS, "<u8", REGISTERS)
+        self._states = self._column(AT_STATE, "<u4")
+        self._commits = self._column(AT_COMMITS, "<u8")
+        self._last_commits = self._column(AT_LAST_COMMIT, "<u8")
+        self._first_commits = self._column(AT_FIRST_COMMIT, "<u8")
+        self._newest_buckets = self._column(AT_NEWEST_BUCKET, "<u8")
+        self._ring = self._column(AT_RING, "<u4", RING_BUCKETS * 2)
+
+    def _column(self, offset: int, kind: str, width: int = 1) -> npt.NDArray[Any]:
+        """View the same field of every vCPU's block: [vcpus] or [vcpus, width]."""
+        word = np.dtype(kind).itemsize
+        view: npt.NDArray[Any] = np.ndarray(
+            (self.vcpus, width), kind, self._mapping.array, HEADER_BYTES + offset, (BLOCK_BYTES, word)
+        )
+        return view[:, 0] if width == 1 else view
+
+    @classmethod
+    def create(cls, vcpus: int) -> ControlBlock:
+        """Make a block with every vCPU STARTING and the guest paused, owned by nobody. Raises UsageError, OSError."""
+        if not 1 <= vcpus <= MAX_VCPUS:
+            raise UsageError(f"a guest cannot have {vcpus} vCPUs", f"1 to {MAX_VCPUS} are possible", "change --vcpus")
+        size_bytes = HEADER_BYTES + vcpus * BLOCK_BYTES
+        mapping = memfd.Mapping(memfd.create("pagefire-control", size_bytes))
+        mapping.array[AT_MAGIC : AT_MAGIC + 8] = np.frombuffer(MAGIC, np.uint8)
+        words = mapping.array[:HEADER_BYTES].view("<u4")
+        words[AT_VERSION // 4], words[AT_VCPUS // 4] = VERSION, vcpus
+        return cls(mapping, vcpus)
+
+    @classmethod
+    def attach(cls, fd: int, writable: bool = True) -> ControlBlock:
+        """Map the block behind `fd`, which belongs to it from now on. GuestError (`fd` is closed then) if it is no such block."""
+        size_bytes = os.fstat(fd).st_size
+        if size_bytes < HEADER_BYTES + BLOCK_BYTES:
+            os.close(fd)
+            raise GuestError("the guest's control block cannot be used", "it is too short")
+        mapping = memfd.Mapping(fd, writable=writable)
+        words = mapping.array[:HEADER_BYTES].view("<u4")
+        version, vcpus = int(words[AT_VERSION // 4]), int(words[AT_VCPUS // 4])
+        why = ""
+        if mapping.array[AT_MAGIC : AT_MAGIC + 8].tobytes() != MAGIC:
+            why = "it does not begin with its magic bytes"
+        elif version != VERSION:
+            why = f"it has version {version}, this pagefire speaks {VERSION}"
+        elif not 1 <= vcpus <= MAX_VCPUS or mapping.size_bytes != HEADER_BYTES + vcpus * BLOCK_BYTES:
+            why = f"{mapping.size_bytes} bytes do not hold {vcpus} vCPUs"
+        if why:
+            mapping.close()
+            raise GuestError("the guest's control block cannot be used", why)
+        return cls(mapping, vcpus)
+
+    @property
+    def fd(self) -> int:
+        return self._mapping.fd
+
+    @property
+    def address(self) -> int:
+        """Where the header lies in this process."""
+        return self._mapping.address
+
+    def close(self) -> None:
+        """Unmap and close; no array that came from here may be used afterwards."""
+        self._mapping.close()
+
+    # --- one writer: the host that holds the guest
+
+    def _ring_doorbell(self) -> None:
+        """Make every sleeping vCPU look again. The increment comes after the change, the wake after the increment."""
+        self._u32[AT_DOORBELL // 4] = (int(self._u32[AT_DOORBELL // 4]) + 1) & 0xFFFF_FFFF
+        futex.wake(self._mapping.address + AT_DOORBELL)
+
+    @property
+    def run_state(self) -> RunState:
+        return RunState(int(self._u32[AT_RUN_STATE // 4]))
+
+    @property
+    def owner(self) -> Owner:
+        return Owner(int(self._u32[AT_OWNER // 4]))
+
+    @owner.setter
+    def owner(self, owner: Owner) -> None:
+        self._u32[AT_OWNER // 4] = owner
+
+    @property
+    def session(self) -> bytes:
+        """Which migration session wrote `owner`: 16 bytes, zeros when none did."""
+        return self._bytes[AT_SESSION : AT_SESSION + 16].tobytes()
+
+    @session.setter
+    def session(self, session: bytes) -> None:
+        self._bytes[AT_SESSION : AT_SESSION + 16] = np.frombuffer(session, np.uint8, 16)
+
+    @property
+    def stop_at(self) -> int:
+        """At how many transactions since birth a vCPU finishes; 0: never."""
+        return int(self._u64[AT_STOP_AT // 8])
+
+    @stop_at.setter
+    def stop_at(self, transactions: int) -> None:
+        self._u64[AT_STOP_AT // 8] = transactions
+        self._ring_doorbell()
+
+    @property
+    def interval_ns(self) -> int:
+        """Nanoseconds from one transaction of a vCPU to its next; 0: as fast as it can."""
+        return int(self._u64[AT_INTERVAL // 8])
+
+    @interval_ns.setter
+    def interval_ns(self, interval_ns: int) -> None:
+        self._u64[AT_INTERVAL // 8] = interval_ns
+        self._ring_doorbell()
+
+    @property
+    def throttle_ns(self) -> int:
+        return int(self._u64[AT_THROTTLE // 8])
+
+    @throttle_ns.setter
+    def throttle_ns(self, throttle_ns: int) -> None:
+        self._u64[AT_THROTTLE // 8] = throttle_ns
+
+    @property
+    def epoch(self) -> int:
+        """How often this host has resumed the guest."""
+        return int(self._u64[AT_EPOCH // 8])
+
+    @property
+    def resumed_at_ns(self) -> int:
+        """When `resume` last set RUN, by the guest's clock; 0: never."""
+        return int(self._u64[AT_RESUMED // 8])
+
+    def request_pause(self) -> int:
+        """Ask every vCPU to park after its present transaction; gives the time of the request, at once."""
+        requested_ns = now_ns()
+        self._u32[AT_RUN_STATE // 4] = RunState.PAUSE
+        # The wake is also the full barrier between this store and any later look at `parked`: without it the look could be
+        # served before the store is visible, and see a vCPU parked that still finds RUN and leaves.
+        self._ring_doorbell()
+        return requested_ns
+
+    def wait_parked(self, timeout_s: float | None) -> bool:
+        """Sleep until all vCPUs are parked or finished; False when `timeout_s` passed first. Blocks the calling thread."""
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        word = self._mapping.address + AT_PARKED
+        while (parked := int(self._u32[AT_PARKED // 4])) != self.vcpus:
+            left_s = None if deadline is None else deadline - time.monotonic()
+            if left_s is not None and left_s <= 0:
+                return False
+            futex.wait(word, parked, left_s)
+        return True
+
+    @property
+    def parked(self) -> int:
+        """How many vCPUs are parked or finished."""
+        return int(self._u32[AT_PARKED // 4])
+
+    @property
+    def all_parked(self) -> bool:
+        """Say whether no vCPU runs; while `run_state` is PAUSE it stays true once it is."""
+        return self.parked == self.vcpus
+
+    def resume(self) -> int:
+        """Let every vCPU run; gives the time at which RUN was set.
+
+        Never to be called by a host whose `owner` is not OWNER: that is invariant 1, and this function does not look. Meant for a
+        guest that is paused and quiet; resets `first_commits_ns`.
+        """
+        self._first_commits[:] = 0
+        self._u64[AT_EPOCH // 8] = self.epoch + 1
+        resumed_ns = now_ns()
+        self._u64[AT_RESUMED // 8] = resumed_ns
+        self._u32[AT_RUN_STATE // 4] = RunState.RUN
+        self._ring_doorbell()
+        return resumed_ns
+
+    def request_exit(self) -> None:
+        """End every vCPU's thread after its present transaction; there is no way back."""
+        self._u32[AT_RUN_STATE // 4] = RunState.EXIT
+        self._ring_doorbell()
+
+    def checkpoint_registers(self) -> bytes:
+        """Copy all registers: vcpus x 16 little-endian u64. A checkpoint only while all vCPUs are parked."""
+        return self.registers.tobytes()
+
+    def install_registers(self, checkpoint: bytes) -> None:
+        """Write what `checkpoint_registers` gave at the other end; ValueError if it is of another number of vCPUs."""
+        if len(checkpoint) != self.vcpus * REGISTER_BYTES:
+            raise ValueError(
+                f"a checkpoint of {self.vcpus} vCPUs has {self.vcpus * REGISTER_BYTES} bytes, not {len(checkpoint)}"
+            )
+        self.registers[:] = np.frombuffer(checkpoint, "<u8").reshape(self.vcpus, REGISTERS)
+
+    # --- written by the vCPUs
+
+    def states(self) -> list[VcpuState]:
+        return [VcpuState(int(state)) for state in self._states]
+
+    def commits(self) -> int:
+        """Count the transactions completed on this host by all vCPUs, not those before the guest came here."""
+        return int(self._commits.sum())
+
+    def commits_by_vcpu(self) -> UInt64s:
+        return self._commits.copy()
+
+    def transactions(self) -> int:
+        """Count the transactions completed since the guest was born, on whatever hosts (register 0)."""
+        return int(self.registers[:, 0].sum())
+
+    def last_commit_ns(self) -> int:
+        """When any vCPU last completed a transaction here; 0: never."""
+        return int(self._last_commits.max())
+
+    def last_commits_ns(self) -> UInt64s:
+        return self._last_commits.copy()
+
+    def first_commits_ns(self) -> UInt64s:
+        """When each vCPU completed its first transaction since the last `resume`; 0: not yet."""
+        return self._first_commits.copy()
+
+    def buckets(self, since_ns: int, until_ns: int) -> UInt64s:
+        """Count commits per 10 ms, summed over vCPUs, for every bucket that [since_ns, until_ns) touches.
+
+        The first bucket begins at since_ns rounded down to 10 ms. Buckets older than the ring (327 s) and those in which nothing
+        happened are zero; the bucket of this moment is still filling.
+        """
+        commits, _ = self._ring_window(since_ns, until_ns)
+        total: UInt64s = commits.sum(axis=0, dtype=np.uint64)
+        return total
+
+    def longest_gaps_ns(self, since_ns: int, until_ns: int) -> UInt64s:
+        """Find each vCPU's longest time between two commits, of those that ended within the window; 0: none ended, 4.29 s: or more.
+
+        A vCPU's first commit on a host ends no gap. A gap that has not ended is not seen: compare `last_commits_ns`.
+        """
+        _, gaps = self._ring_window(since_ns, until_ns)
+        longest: UInt64s = gaps.max(axis=1, initial=0).astype(np.uint64)
+        return longest
+
+    def longest_gap_ns(self, since_ns: int, until_ns: int) -> int:
+        """Find the longest gap of any vCPU; see `longest_gaps_ns`."""
+        return int(self.longest_gaps_ns(since_ns, until_ns).max())
+
+    def _ring_window(self, since_ns: int, until_ns: int) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint32]]:
+        """Copy commits and gaps of a window, [vcpus, buckets] each, zero where the ring no longer or not yet holds the bucket."""
+        numbers = np.arange(since_ns // BUCKET_NS, -(-until_ns // BUCKET_NS), dtype=np.int64)
+        slots = numbers % RING_BUCKETS * 2
+        newest = self._newest_buckets.astype(np.int64)[:, None]
+        held = (numbers <= newest) & (numbers > newest - RING_BUCKETS)
+        commits: npt.NDArray[np.uint32] = np.where(held, self._ring[:, slots], np.uint32(0))
+        gaps: npt.NDArray[np.uint32] = np.where(held, self._ring[:, slots + 1], np.uint32(0))
+        return commits, gaps

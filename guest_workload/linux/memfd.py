@@ -1,0 +1,125 @@
+"""memfd: sealed shared memory, mapped at a 2 MiB aligned address, and which of it holds content.
+
+A guest's memory may be 6 TiB of which a little is used, so everything here costs what is touched, never the size. The seals
+(SHRINK, GROW) are what makes the mapping safe to share: nobody can cut the file under another's mapping (SIGBUS).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+
+import numpy as np
+import numpy.typing as npt
+
+from pagefire.protocol.pages import GRANULE_BYTES, PAGE_BYTES, PageSet, pages_of
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long)
+_libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+
+_PROT_NONE, _PROT_READ, _PROT_WRITE = 0, 1, 2
+_MAP_SHARED, _MAP_PRIVATE, _MAP_FIXED, _MAP_ANONYMOUS, _MAP_NORESERVE = 0x01, 0x02, 0x10, 0x20, 0x4000
+_MAP_FAILED = ctypes.c_void_p(-1).value
+
+
+def create(name: str, size_bytes: int) -> int:
+    """Create shared memory of a fixed size, all holes; the caller closes the descriptor. `name` shows in /proc/PID/maps."""
+    fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(fd, size_bytes)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _mmap(address: int | None, size_bytes: int, protection: int, flags: int, fd: int) -> int:
+    mapped = _libc.mmap(address, size_bytes, protection, flags, fd, 0)
+    if mapped is None or mapped == _MAP_FAILED:
+        error = ctypes.get_errno()
+        raise OSError(error, f"mmap of {size_bytes} bytes: {os.strerror(error)}")
+    return int(mapped)
+
+
+def _munmap(address: int, size_bytes: int) -> None:
+    if size_bytes and _libc.munmap(address, size_bytes) < 0:
+        error = ctypes.get_errno()
+        raise OSError(error, f"munmap: {os.strerror(error)}")
+
+
+class Mapping:
+    """A whole file, mapped shared at a 2 MiB aligned address, so that the kernel may use 2 MiB entries for it.
+
+    Owns the address range and `fd` (closed by `close`). NORESERVE: size costs nothing until it is touched. An array taken from it
+    must not be used after `close`: that is a segmentation fault, not an exception.
+    """
+
+    __slots__ = ("address", "array", "fd", "size_bytes")
+
+    def __init__(self, fd: int, *, writable: bool = True) -> None:
+        """Map all of the file behind `fd`, whose size is a multiple of the page. Raises OSError and leaves `fd` open then."""
+        size_bytes = os.fstat(fd).st_size
+        if size_bytes == 0 or size_bytes % PAGE_BYTES:
+            raise OSError(errno.EINVAL, f"a mapping takes whole pages, not {size_bytes} bytes")
+        protection = _PROT_READ | _PROT_WRITE if writable else _PROT_READ
+        # mmap aligns to 4 KiB. Reserving a granule more and giving back both ends is the only way to choose the alignment without
+        # guessing at free addresses; the reservation is never touched, so it costs two calls.
+        reserved_bytes = size_bytes + GRANULE_BYTES
+        reserved = _mmap(None, reserved_bytes, _PROT_NONE, _MAP_PRIVATE | _MAP_ANONYMOUS | _MAP_NORESERVE, -1)
+        address = -(-reserved // GRANULE_BYTES) * GRANULE_BYTES
+        try:
+            _mmap(address, size_bytes, protection, _MAP_SHARED | _MAP_NORESERVE | _MAP_FIXED, fd)
+        except OSError:
+            _munmap(reserved, reserved_bytes)
+            raise
+        _munmap(reserved, address - reserved)
+        _munmap(address + size_bytes, reserved + reserved_bytes - address - size_bytes)
+        self.fd = fd
+        self.address = address
+        self.size_bytes = size_bytes
+        #: The bytes, not copied. Reading a hole through it allocates the page (shmem): stay inside `data_extents`.
+        self.array: npt.NDArray[np.uint8] = np.ctypeslib.as_array((ctypes.c_uint8 * size_bytes).from_address(address))
+        if not writable:
+            self.array.flags.writeable = False
+
+    @property
+    def pages(self) -> int:
+        return self.size_bytes // PAGE_BYTES
+
+    def close(self) -> None:
+        """Unmap and close the descriptor; doing it again does nothing."""
+        if self.fd >= 0:
+            self.array = np.empty(0, np.uint8)
+            _munmap(self.address, self.size_bytes)
+            os.close(self.fd)
+            self.fd = -1
+
+
+def data_extents(fd: int, start_bytes: int = 0, stop_bytes: int | None = None) -> PageSet:
+    """Find the pages of a file that are no holes, within [start, stop); swapped-out pages count.
+
+    Two system calls an extent (SEEK_DATA, SEEK_HOLE), 6.5 ms per contiguous GiB. hugetlb files call everything data.
+    Moves no other holder's file position that matters: nobody reads a memfd by position here.
+    """
+    stop = os.fstat(fd).st_size if stop_bytes is None else stop_bytes
+    starts: list[int] = []
+    stops: list[int] = []
+    at = start_bytes
+    while at < stop:
+        try:
+            first = os.lseek(fd, at, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                break
+            raise
+        if first >= stop:
+            break
+        at = min(os.lseek(fd, first, os.SEEK_HOLE), stop)
+        starts.append(first // PAGE_BYTES)
+        stops.append(pages_of(at))
+    return PageSet.of_runs(starts, stops)

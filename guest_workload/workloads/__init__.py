@@ -1,0 +1,1 @@
+"""The built-in workloads, one idea a file. `registry` finds them by name."""

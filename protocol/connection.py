@@ -1,0 +1,100 @@
+"""One connection without its socket: frame heads and messages in both directions, checked against the tables of state.py.
+
+    outgoing:  message -> `send` -> bytes of the head; the caller writes them, then the payload, uncopied
+    incoming:  bytes -> `receive` -> `Arrival` (the message, and how many payload bytes follow); the caller reads the payload itself
+
+Our own mistake raises LocalProtocolError before a byte leaves, the peer's RemoteProtocolError; after either the connection is of
+no more use. `end_of_stream` says whether the peer may stop where it did.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pagefire.protocol import messages
+from pagefire.protocol.errors import LinkLost, LocalProtocolError, RemoteProtocolError
+from pagefire.protocol.frames import FrameDecoder, encode_head
+from pagefire.protocol.messages import Failure, Hello, Message, Pages, Welcome
+from pagefire.protocol.pages import PAGE_BYTES
+from pagefire.protocol.state import CONTROL, STREAMS, WITH_PAYLOAD, Phase, Role, Side
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A message that came in and the payload bytes that follow it on the stream."""
+
+    message: Message
+    payload_bytes: int
+
+
+class Connection:
+    """The protocol of one connection as seen from `side`. `role` is known from the first Hello on."""
+
+    def __init__(self, side: Side, role: Role | None = None) -> None:
+        self.side = side
+        self.role = role
+        self.phase = Phase.GREETING
+        self._decoder = FrameDecoder()
+
+    @property
+    def wanted(self) -> int:
+        """How many bytes `receive` takes next at most."""
+        return self._decoder.wanted
+
+    def send(self, message: Message, payload_bytes: int = 0) -> bytes:
+        """Give the bytes that announce `message`; raises LocalProtocolError when it may not be sent now."""
+        try:
+            self._advance(message, self.side, payload_bytes)
+            return encode_head(message.kind, messages.encode(message), payload_bytes)
+        except ValueError as error:
+            raise LocalProtocolError(f"{type(message).__name__} may not be sent now", str(error)) from None
+
+    def receive(self, received: bytes | bytearray | memoryview) -> Arrival | None:
+        """Take at most `wanted` bytes; gives the message they complete. Raises RemoteProtocolError."""
+        head = self._decoder.feed(received)
+        if head is None:
+            return None
+        message = messages.decode(head.kind, head.body)
+        try:
+            self._advance(message, self.side.peer, head.payload_bytes)
+        except ValueError as error:
+            raise RemoteProtocolError(f"the peer sent {type(message).__name__} out of turn", str(error)) from None
+        return Arrival(message, head.payload_bytes)
+
+    def end_of_stream(self) -> None:
+        """The peer closed its end: raises LinkLost unless the conversation was over."""
+        if self.phase is not Phase.OVER or not self._decoder.between_frames:
+            raise LinkLost("the peer closed the connection", f"phase {self.phase.value}")
+
+    def _advance(self, message: Message, sender: Side, payload_bytes: int) -> None:
+        """Check one message against the tables and move on; raises ValueError."""
+        kind = type(message)
+        if payload_bytes and kind not in WITH_PAYLOAD:
+            raise ValueError("it carries no payload")
+        if isinstance(message, Pages) and payload_bytes != message.pages.pages * PAGE_BYTES:
+            raise ValueError(f"{message.pages.pages} pages announced, {payload_bytes} bytes of payload")
+        if isinstance(message, Hello):
+            self.role = self._role_of(message)
+        if self.role in (None, Role.CONTROL) or self.phase in (Phase.GREETING, Phase.JOINING):
+            following = CONTROL.get((self.phase, sender), {}).get(kind)
+            if following is None:
+                raise ValueError(f"not by the {sender.value} in phase {self.phase.value}")
+            streaming = isinstance(message, Welcome) and self.role is not Role.CONTROL
+            self.phase = Phase.ACTIVE if streaming else following
+        elif kind is Failure:
+            self.phase = Phase.OVER
+        elif kind not in STREAMS[self._stream_role(), sender]:
+            raise ValueError(f"not by the {sender.value} on a {self._stream_role().value} connection")
+
+    def _stream_role(self) -> Role:
+        assert self.role is not None
+        return self.role
+
+    def _role_of(self, hello: Hello) -> Role:
+        try:
+            role = Role(hello.role)
+        except ValueError:
+            raise ValueError(f"unknown role {hello.role!r}") from None
+        if self.role is not None and role is not self.role:
+            raise ValueError(f"role {role.value} on a {self.role.value} connection")
+        return role

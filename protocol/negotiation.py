@@ -1,0 +1,65 @@
+"""What two daemons must agree on before a page moves: version, capabilities, the shape of the guest.
+
+Pure functions of what both sides said. The version is one number: the newest that both speak. A capability is a name that both
+must know for it to be used; `REQUIRED` are those without which this release does not migrate.
+"""
+
+from __future__ import annotations
+
+from pagefire.protocol.errors import PeerRefused
+from pagefire.protocol.messages import Hello, Offer, Welcome
+from pagefire.protocol.pages import PAGE_BYTES
+from pagefire.protocol.units import format_size
+
+VERSIONS = (1,)
+REQUIRED = frozenset({"compacted-bitmap", "zero-pages", "postcopy"})
+CAPABILITIES = tuple(sorted(REQUIRED | {"raw-bitmap", "page-digests"}))
+MODES = ("hybrid", "precopy", "postcopy", "stop-and-copy")
+MAX_STREAMS = 16
+MAX_VCPUS = 256
+
+
+def choose_version(hello: Hello) -> int:
+    """Give the newest version that both speak; raises PeerRefused with both lists."""
+    common = set(VERSIONS) & set(hello.versions)
+    if not common:
+        raise PeerRefused(
+            "no common protocol version",
+            f"the source speaks {hello.versions}, the destination {list(VERSIONS)} ({hello.software} calling)",
+            "install the same pagefire on both hosts",
+        )
+    return max(common)
+
+
+def check_capabilities(offered: list[str], whose: str) -> None:
+    """Raise PeerRefused unless `offered` holds all that this release needs."""
+    missing = sorted(REQUIRED - set(offered))
+    if missing:
+        raise PeerRefused(
+            f"the {whose} lacks capabilities", ", ".join(missing), "install the same pagefire on both hosts"
+        )
+
+
+def check_welcome(welcome: Welcome) -> None:
+    """Raise PeerRefused unless the destination chose a version of ours and can do what we need."""
+    if welcome.version not in VERSIONS:
+        raise PeerRefused("the destination chose a version that this source does not speak", str(welcome.version))
+    check_capabilities(welcome.capabilities, "destination")
+
+
+def check_offer(offer: Offer, max_guest_memory_bytes: int) -> None:
+    """Raise PeerRefused unless a guest of this shape may come here."""
+    if offer.page_bytes != PAGE_BYTES:
+        raise PeerRefused("the guest's pages are of another size", f"{offer.page_bytes} bytes, here {PAGE_BYTES}")
+    if offer.memory_bytes <= 0 or offer.memory_bytes % PAGE_BYTES:
+        raise PeerRefused("the guest's memory is not a whole number of pages", f"{offer.memory_bytes} bytes")
+    if offer.memory_bytes > max_guest_memory_bytes:
+        raise PeerRefused(
+            f"guest {offer.name} is too large for the destination",
+            f"{format_size(offer.memory_bytes)} of memory, {format_size(max_guest_memory_bytes)} allowed there",
+            "start the destination with a larger --max-guest-memory",
+        )
+    if not 1 <= offer.vcpus <= MAX_VCPUS or not 1 <= offer.streams <= MAX_STREAMS or offer.mode not in MODES:
+        raise PeerRefused(
+            "the offer is outside this release's limits", f"{offer.vcpus} vCPUs, {offer.streams} streams, {offer.mode}"
+        )

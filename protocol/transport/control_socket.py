@@ -1,0 +1,103 @@
+"""The local control socket: one JSON object a line, request in, events and one answer out.
+
+    request   {"op": NAME, ...}
+    event     {"event": NAME, ...}        any number, while the operation goes on
+    answer    {"result": {...}}  or  {"error": {"what", "why", "do", "exit_code"}}
+
+Only for commands on the same machine and of the same user: the socket is 0600 in a directory that is 0700.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pagefire.protocol.errors import Cancelled, PagefireError, UsageError
+
+Json = dict[str, Any]
+Emit = Callable[[Json], None]
+#: Does what one request asks, may emit events, gives the result.
+Operation = Callable[[Json, Emit], Awaitable[Json]]
+
+_LINE_LIMIT_BYTES = 64 << 20
+_ERRORS: dict[int, type[PagefireError]] = {2: UsageError, 3: Cancelled}
+
+
+class ControlServer:
+    """Serves a daemon's operations to local commands until it is closed."""
+
+    def __init__(self, path: Path, operations: Mapping[str, Operation]) -> None:
+        self._path = path
+        self._operations = operations
+        self._server: asyncio.Server | None = None
+        self._conversations: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        self._server = await asyncio.start_unix_server(self._converse, os.fspath(self._path), limit=1 << 20)
+        self._path.chmod(0o600)
+
+    async def close(self, patience_s: float = 1.0) -> None:
+        """Stop listening, give answers under way `patience_s` to leave, then drop them."""
+        if self._server is None:
+            return
+        self._server.close()
+        if self._conversations:
+            _, late = await asyncio.wait(self._conversations, timeout=patience_s)
+            for task in late:
+                task.cancel()
+
+    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._conversations.add(task)
+
+        def emit(event: Json) -> None:
+            if not writer.is_closing():
+                writer.write(json.dumps(event).encode() + b"\n")
+
+        try:
+            request = json.loads(await reader.readline() or b"{}")
+            operation = self._operations.get(str(request.get("op")))
+            if operation is None:
+                raise UsageError(f"no operation {request.get('op')!r}", f"known: {', '.join(self._operations)}")
+            emit({"result": await operation(request, emit)})
+        except PagefireError as error:
+            emit({"error": {"what": error.what, "why": error.why, "do": error.do, "exit_code": error.exit_code}})
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            emit({"error": {"what": "bad request", "why": repr(error), "do": "", "exit_code": 2}})
+        finally:
+            self._conversations.discard(task)
+            writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+
+
+def request(path: Path, op: str, on_event: Emit | None = None, timeout_s: float | None = None, **fields: Any) -> Json:
+    """Ask a daemon and wait for its answer; its error is raised as the exception that it was. Blocking."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.settimeout(timeout_s)
+        try:
+            sock.connect(os.fspath(path))
+            sock.sendall(json.dumps({"op": op, **fields}).encode() + b"\n")
+            with sock.makefile("rb") as lines:
+                while line := lines.readline(_LINE_LIMIT_BYTES):
+                    reply = json.loads(line)
+                    if "event" in reply:
+                        if on_event is not None:
+                            on_event(reply)
+                    elif "error" in reply:
+                        failure = reply["error"]
+                        kind = _ERRORS.get(failure["exit_code"], PagefireError)
+                        raise kind(failure["what"], failure["why"], failure["do"])
+                    else:
+                        result: Json = reply["result"]
+                        return result
+        except OSError as error:
+            raise PagefireError(f"cannot talk to the daemon at {path}", error.strerror or str(error)) from error
+    raise PagefireError("the daemon ended without an answer", str(path), "read its terminal or its log")

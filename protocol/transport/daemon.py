@@ -1,0 +1,66 @@
+"""What both daemons do beside migrating: run on uvloop, log to the terminal, end on a signal.
+
+The first SIGINT or SIGTERM asks the daemon to end: it cancels what can be cancelled and finishes what cannot. A second one forces
+the end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+import uvloop
+
+from pagefire.protocol.errors import PagefireError
+
+#: How long a thread may hold the GIL while another waits: the default of 5 ms would be seen in the stun.
+SWITCH_INTERVAL_S = 0.0005
+#: The scheduler's slice that a daemon asks for (the shortest that Linux grants): whoever has a short one is run soon after waking.
+SLICE_NS = 100_000
+
+
+class Daemon(Protocol):
+    async def serve(self, ready: Callable[[str], None]) -> None:
+        """Run until told to end; `ready` is called once with a line for the person who started it."""
+
+    def end(self) -> None:
+        """Begin to end: the first signal."""
+
+    def force(self) -> None:
+        """End now, whatever is lost: the second signal."""
+
+
+def run_daemon(make: Callable[[], Awaitable[Daemon]]) -> int:
+    """Run one daemon in this process until it ends; gives the exit code. Errors are printed for a person."""
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stderr, format="%(asctime)s.%(msecs)03d %(name)s %(message)s", datefmt="%H:%M:%S"
+    )
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    try:
+        uvloop.run(_run(make))
+    except PagefireError as error:
+        print(f"pagefire: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+async def _run(make: Callable[[], Awaitable[Daemon]]) -> None:
+    daemon = await make()
+    loop = asyncio.get_running_loop()
+    signals = 0
+
+    def on_signal() -> None:
+        nonlocal signals
+        signals += 1
+        if signals == 1:
+            daemon.end()
+        else:
+            daemon.force()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, on_signal)
+    await daemon.serve(lambda line: print(line, flush=True))

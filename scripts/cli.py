@@ -1,0 +1,214 @@
+"""The `pagefire` command: its arguments and exit codes.
+
+Exit codes: 0 done, 1 failed (the guest is safe on the source, unless the message says otherwise), 2 usage, 3 cancelled.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import psutil
+import typer
+from rich.console import Console
+
+from pagefire.protocol.errors import PagefireError
+from pagefire.protocol.transport import runtime_directory
+from pagefire.protocol.transport.control_socket import request
+from pagefire.protocol.units import parse_duration, parse_size
+from pagefire.scripts import options as o
+
+app = typer.Typer(
+    help="Live migration of a running guest between two daemons, measured.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+_screen = Console(stderr=True, highlight=False)
+
+
+@app.command()
+def dest(
+    listen: Annotated[
+        str, typer.Option("--listen", help="HOST:PORT for every connection; port 0 takes a free one.")
+    ] = ("127.0.0.1:7700"),
+    max_guest_memory: Annotated[
+        str | None, typer.Option("--max-guest-memory", help="The largest guest taken in [default: this host's memory].")
+    ] = None,
+    runtime_dir: o.RuntimeDir = None,
+    allow_workload: o.UserWorkloads = None,
+    cpus_dest: o.CpusDest = None,
+    cpus_guest: o.CpusGuest = None,
+) -> None:
+    """Start a destination daemon: it takes guests in."""
+    from pagefire.dest_host.daemon import make_daemon
+    from pagefire.protocol.transport.daemon import run_daemon
+
+    limit_bytes = parse_size(max_guest_memory) if max_guest_memory is not None else psutil.virtual_memory().total
+    directory = runtime_dir or runtime_directory.default_directory()
+    guest_cpus, own_cpus, allowed = o.cpus(cpus_guest), o.cpus(cpus_dest), tuple(allow_workload or ())
+    raise typer.Exit(run_daemon(lambda: make_daemon(listen, directory, limit_bytes, guest_cpus, own_cpus, allowed)))
+
+
+@app.command()
+def source(
+    memory: o.Memory = "1GiB",
+    vcpus: o.Vcpus = 2,
+    workload: o.WorkloadName = "oltp",
+    name: o.Name = "guest0",
+    rate: o.Rate = None,
+    working_set: o.WorkingSet = "25%",
+    resident: o.Resident = None,
+    seed: o.Seed = 1,
+    runtime_dir: o.RuntimeDir = None,
+    cpus_source: o.CpusSource = None,
+    cpus_guest: o.CpusGuest = None,
+) -> None:
+    """Start a source daemon with a running guest."""
+    from pagefire.protocol.transport.daemon import run_daemon
+    from pagefire.source_host.daemon import make_daemon
+
+    config = o.guest_config(memory, resident, vcpus, workload, name, rate, working_set, seed, cpus_guest)
+    directory = runtime_dir or runtime_directory.default_directory()
+    own_cpus = o.cpus(cpus_source)
+    raise typer.Exit(run_daemon(lambda: make_daemon(config, directory, own_cpus)))
+
+
+@app.command()
+def migrate(
+    to: Annotated[str, typer.Option("--to", help="HOST:PORT of the destination daemon.")],
+    name: o.GuestName = None,
+    mode: o.Mode = "hybrid",
+    downtime_limit: o.DowntimeLimit = "50ms",
+    max_rounds: o.MaxRounds = 30,
+    max_time: o.MaxTime = "300s",
+    on_limit: o.OnLimit = None,
+    streams: o.Streams = 1,
+    tracker: o.Tracker = "auto",
+    verify: o.Verify = False,
+    check: o.Check = True,
+    settle: o.Settle = "1s",
+    json_file: o.JsonFile = None,
+    report_dir: o.ReportDir = None,
+    runtime_dir: o.RuntimeDir = None,
+) -> None:
+    """Migrate a guest to another daemon, and report."""
+    from pagefire.scripts.migrating import Migration
+
+    chosen = o.migration_options(
+        to, mode, downtime_limit, max_rounds, max_time, on_limit, streams, tracker, verify, check, settle
+    )
+    socket_path = _find_source(runtime_dir, name)
+    guest = request(socket_path, "status", timeout_s=10.0)["guest"]
+    report = Migration(socket_path, guest, dataclasses.asdict(chosen), _screen).run()
+    _deliver(report, json_file, report_dir)
+
+
+@app.command()
+def status(name: o.GuestName = None, json_file: o.JsonFile = None, runtime_dir: o.RuntimeDir = None) -> None:
+    """Show what a source daemon's guest and its migration are doing."""
+    found = request(_find_source(runtime_dir, name), "status", timeout_s=10.0)
+    if json_file is not None:
+        _write_json(found, json_file)
+        return
+    for field, value in found.items():
+        if field != "rounds" and value is not None:
+            print(f"{field:16} {value}")
+
+
+@app.command()
+def cancel(name: o.GuestName = None, runtime_dir: o.RuntimeDir = None) -> None:
+    """Cancel a migration that has not reached its commit point."""
+    request(_find_source(runtime_dir, name), "cancel", timeout_s=30.0)
+    _screen.print("Cancelled: the guest runs on at the source.")
+
+
+@app.command()
+def demo(
+    memory: o.Memory = "1GiB",
+    vcpus: o.Vcpus = 2,
+    workload: o.WorkloadName = "oltp",
+    name: o.Name = "guest0",
+    rate: o.Rate = None,
+    working_set: o.WorkingSet = "25%",
+    resident: o.Resident = None,
+    seed: o.Seed = 1,
+    mode: o.Mode = "hybrid",
+    downtime_limit: o.DowntimeLimit = "50ms",
+    max_rounds: o.MaxRounds = 30,
+    max_time: o.MaxTime = "300s",
+    on_limit: o.OnLimit = None,
+    streams: o.Streams = 1,
+    tracker: o.Tracker = "auto",
+    verify: o.Verify = False,
+    check: o.Check = True,
+    settle: o.Settle = "1s",
+    warmup: Annotated[str, typer.Option("--warmup", help="How long the guest runs before it migrates.")] = "2s",
+    json_file: o.JsonFile = None,
+    report_dir: o.ReportDir = None,
+    cpus_source: o.CpusSource = None,
+    cpus_dest: o.CpusDest = None,
+    cpus_guest: o.CpusGuest = None,
+) -> None:
+    """Start two daemons and a guest on this machine, migrate it, and show the report."""
+    from pagefire.scripts.demo import run_demo
+
+    config = o.guest_config(memory, resident, vcpus, workload, name, rate, working_set, seed, cpus_guest)
+    chosen = o.migration_options(
+        "", mode, downtime_limit, max_rounds, max_time, on_limit, streams, tracker, verify, check, settle
+    )
+    pins = {"--cpus-source": cpus_source, "--cpus-dest": cpus_dest, "--cpus-guest": cpus_guest}
+    report, folder = run_demo(config, chosen, parse_duration(warmup), pins, report_dir, _screen)
+    _deliver(report, json_file, folder)
+
+
+@app.command()
+def doctor() -> None:
+    """List what this host offers, what stops working without it, and the line that enables it."""
+    from pagefire.scripts.doctor import exit_status, print_findings
+
+    raise typer.Exit(exit_status(print_findings(Console(highlight=False))))
+
+
+def _find_source(runtime_dir: Path | None, name: str | None) -> Path:
+    return runtime_directory.find(runtime_dir or runtime_directory.default_directory(), "source", name)
+
+
+def _deliver(report: dict[str, Any], json_file: str | None, folder: Path | None) -> None:
+    """Show and write a report; standard output carries JSON alone when that is asked for."""
+    from pagefire.scripts.report_folder import write_report_folder
+    from pagefire.scripts.summary import render_summary
+
+    if json_file is not None:
+        _write_json(report, json_file)
+    render_summary(report, _screen if json_file == "-" else Console(highlight=False))
+    if folder is not None:
+        written = write_report_folder(report, folder)
+        _screen.print("Report: " + ", ".join(str(path) for path in written), soft_wrap=True)
+
+
+def _write_json(value: dict[str, Any], json_file: str) -> None:
+    text = json.dumps(value, indent=1)
+    if json_file == "-":
+        print(text)
+    else:
+        Path(json_file).write_text(text + "\n", encoding="utf-8")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit with its code."""
+    try:
+        # Typer itself ends the process for its usage errors (exit code 2) and for typer.Exit.
+        app(arguments, prog_name="pagefire")
+    except PagefireError as error:
+        print(f"pagefire: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(3)
+
+
+if __name__ == "__main__":
+    main()

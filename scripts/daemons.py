@@ -1,0 +1,117 @@
+"""Starting daemons as child processes, for `pagefire demo`, benchmarks and tests, and ending them by pid."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from types import TracebackType
+
+from pagefire.protocol.errors import PagefireError
+
+_END_S = 30.0
+
+
+class DaemonProcess:
+    """One daemon and the line that it printed when it was ready. Its log goes to `log_path`."""
+
+    def __init__(self, arguments: list[str], log_path: Path, timeout_s: float = 120.0) -> None:
+        """Start `pagefire ARGUMENTS` and wait until it is ready; raises PagefireError with what it said if it ends instead."""
+        self.log_path = log_path
+        with log_path.open("ab") as log:
+            # A session of its own: a Ctrl-C at the terminal is the command's to handle, not the daemons'.
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "pagefire.scripts.cli", *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                start_new_session=True,
+            )
+        assert self.process.stdout is not None
+        timer = threading.Timer(timeout_s, self.process.kill)
+        timer.start()
+        try:
+            self.ready_line = self.process.stdout.readline().strip()
+        finally:
+            timer.cancel()
+        if not self.ready_line:
+            self.process.wait()
+            self.process.stdout.close()
+            said = log_path.read_text(errors="replace").strip().splitlines()
+            message = next((line for line in reversed(said) if line.startswith("pagefire: ")), said[-1] if said else "")
+            raise PagefireError(
+                f"`pagefire {arguments[0]}` did not start", message.removeprefix("pagefire: ").rstrip(".")
+            )
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def end(self) -> int:
+        """Ask it to end and wait; a daemon that does not is forced. Gives its exit code."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(_END_S)
+            except subprocess.TimeoutExpired:
+                self.process.send_signal(signal.SIGTERM)
+                try:
+                    self.process.wait(_END_S)
+                except subprocess.TimeoutExpired:
+                    self.process.kill()
+                    self.process.wait()
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+        return self.process.returncode
+
+
+class Pair:
+    """A destination and a source with one guest, in a private runtime directory; everything is gone when the context ends."""
+
+    def __init__(
+        self, source_arguments: list[str], dest_arguments: list[str] | None = None, name: str = "guest0"
+    ) -> None:
+        self._temporary = tempfile.TemporaryDirectory(prefix="pagefire-")
+        self.directory = Path(self._temporary.name)
+        self.name = name
+        self._source_arguments, self._dest_arguments = source_arguments, dest_arguments or []
+
+    def __enter__(self) -> Pair:
+        try:
+            here = ["--runtime-dir", os.fspath(self.directory)]
+            self.dest = DaemonProcess(
+                ["dest", "--listen", "127.0.0.1:0", *here, *self._dest_arguments], self.directory / "dest.log"
+            )
+            self.port = int(self.dest.ready_line.split("listening on ")[1].split(",")[0].rpartition(":")[2])
+            self.source = DaemonProcess(
+                ["source", "--name", self.name, *here, *self._source_arguments], self.directory / "source.log"
+            )
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    @property
+    def source_socket(self) -> Path:
+        return self.directory / f"source-{self.name}.control"
+
+    @property
+    def dest_socket(self) -> Path:
+        return self.directory / f"dest-{self.port}.control"
+
+    @property
+    def destination(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for daemon in ("source", "dest"):
+            if hasattr(self, daemon):
+                getattr(self, daemon).end()
+        self._temporary.cleanup()

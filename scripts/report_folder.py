@@ -1,0 +1,69 @@
+"""A migration's report as a folder: report.json for programs, summary.txt for people, timeline.png for papers.
+
+A folder that holds anything else is left alone: its files belong to somebody. One that holds an earlier report only is written
+over. report.json comes first and is complete or absent, so that a figure is never lost to a picture that could not be drawn.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from pagefire.protocol.errors import PagefireError, UsageError
+from pagefire.scripts.summary import MAX_WIDTH_COLUMNS, render_summary
+from pagefire.scripts.timeline import draw_timeline
+
+REPORT_FILES = ("report.json", "summary.txt", "timeline.png")
+_UNFINISHED = "report.json.unfinished"
+
+Report = dict[str, Any]
+
+
+def default_folder(now: datetime) -> Path:
+    """Name the folder of a report written at `now`, relative to the working directory: pagefire-report-YYYYmmdd-HHMMSS."""
+    return Path(f"pagefire-report-{now:%Y%m%d-%H%M%S}")
+
+
+def write_report_folder(report: Report, folder: Path) -> list[Path]:
+    """Write the three files, making the folder and its parents; gives their paths.
+
+    Raises UsageError, before anything is written, when `folder` is a file or holds something that is no report; PagefireError when
+    the system refuses to write (what was written until then stays).
+    """
+    try:
+        _refuse_foreign(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        json_path, summary_path, timeline_path = (folder / name for name in REPORT_FILES)
+        unfinished = folder / _UNFINISHED
+        unfinished.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        unfinished.replace(json_path)
+        summary_path.write_text(_summary_text(report), encoding="utf-8")
+        draw_timeline(report, timeline_path)
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise PagefireError(f"the report could not be written to {folder}", why, "name another folder") from error
+    return [json_path, summary_path, timeline_path]
+
+
+def _refuse_foreign(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} cannot take the report", "it is a file", "name a folder that is new or empty")
+    foreign = (
+        sorted({entry.name for entry in folder.iterdir()} - {*REPORT_FILES, _UNFINISHED}) if folder.exists() else []
+    )
+    if foreign:
+        why = f"it holds something that is not a report: {foreign[0]}"
+        raise UsageError(f"{folder} cannot take the report", why, "name a folder that is new or empty")
+
+
+def _summary_text(report: Report) -> str:
+    page = StringIO()
+    # No colour and a fixed width, whatever terminal this was started from.
+    console = Console(file=page, width=MAX_WIDTH_COLUMNS, color_system=None, force_terminal=False, no_color=True)
+    render_summary(report, console)
+    return "\n".join(line.rstrip() for line in page.getvalue().splitlines()) + "\n"

@@ -1,0 +1,149 @@
+"""The report of a migration, filled in from readings taken as it goes on.
+
+Reads clocks, /proc and TCP_INFO; what follows from the readings is computed in measurement.py.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import socket
+import struct
+import time
+
+import psutil
+
+from pagefire.guest_workload.guest_process import GuestProcess
+from pagefire.guest_workload.linux.cpu_time import cpu_seconds
+from pagefire.protocol.messages import Aftermath, Resident
+from pagefire.protocol.pages import PAGE_BYTES
+from pagefire.protocol.report import Clock, Cpu, GuestShape, Host, MigrationReport, TcpConnection
+from pagefire.protocol.transport.frame_stream import FrameStream
+from pagefire.protocol.transport.software import versions
+from pagefire.source_host import measurement
+from pagefire.source_host.page_stream import PageStream
+from pagefire.source_host.switchover import Stun
+
+#: Offsets in struct tcp_info (include/uapi/linux/tcp.h): rtt in us, snd_cwnd in segments, total_retrans.
+_TCPI_RTT, _TCPI_SND_CWND, _TCPI_TOTAL_RETRANS = 68, 80, 100
+
+
+class Accounting:
+    """Takes the readings of one migration at the instants at which its script calls."""
+
+    def __init__(self, guest: GuestProcess) -> None:
+        self._guest = guest
+        self._requested_ns = time.monotonic_ns()
+        self._traced_ns = 0
+        self._precopy_ns = 0
+        self._resident_ns = 0
+        self._resident_bytes = 0
+        self._baseline_gap_ns = guest.control.longest_gap_ns(
+            self._requested_ns - measurement.GAP_BASELINE_NS, self._requested_ns
+        )
+        self._cpu_before = cpu_seconds(), cpu_seconds(guest.pid)
+        self._cpu_after = self._cpu_before
+
+    def phase(self, name: str) -> None:
+        """Note that a phase begins."""
+        if name == "active":
+            self._precopy_ns = time.monotonic_ns()
+
+    def traced(self, resident_bytes: int) -> None:
+        """Tracing is installed; so much of the guest's memory has contents."""
+        self._traced_ns = time.monotonic_ns()
+        self._resident_bytes = resident_bytes
+
+    def resident(self, message: Resident, clock: Clock | None) -> None:
+        """The destination has every page."""
+        offset_ns = round(clock.offset_s * 1e9) if clock is not None else 0
+        self._resident_ns = message.resident_ns - offset_ns
+        self._cpu_after = cpu_seconds(), cpu_seconds(self._guest.pid)
+
+    def finish(
+        self,
+        report: MigrationReport,
+        stun: Stun,
+        streams: list[PageStream],
+        control: FrameStream,
+        faults: FrameStream | None,
+    ) -> None:
+        """Fill in all that the source knows by itself, while the guest and the connections still exist."""
+        assert report.clock is not None
+        assert stun.resumed is not None
+        resumed_ns = stun.resumed.resumed_ns - round(report.clock.offset_s * 1e9)
+        config = self._guest.config
+        report.guest = GuestShape(
+            name=config.name,
+            memory_bytes=config.memory_bytes,
+            resident_bytes=self._resident_bytes,
+            page_bytes=PAGE_BYTES,
+            vcpus=config.vcpus,
+            workload=config.workload,
+            rate=config.rate,
+            working_set_bytes=config.working_set_bytes,
+            seed=config.seed,
+        )
+        report.total_s = (self._resident_ns - self._requested_ns) / 1e9
+        report.setup_s = (self._traced_ns - self._requested_ns) / 1e9
+        report.precopy_s = (stun.pause_ns - self._precopy_ns) / 1e9 if self._precopy_ns else 0.0
+        report.downtime_s = stun.downtime_s(report.clock)
+        report.downtime_breakdown = stun.breakdown(report.clock)
+        report.resident_after_s = (self._resident_ns - resumed_ns) / 1e9
+        report.bitmap = stun.bitmap
+        plain = [control, *([faults] if faults is not None else [])]
+        report.wire_bytes = sum(stream.sent_bytes for stream in streams) + sum(stream.sent_bytes for stream in plain)
+        if report.rounds:
+            seconds = sum(round_.duration_s for round_ in report.rounds)
+            report.throughput_Bps = sum(round_.wire_bytes for round_ in report.rounds) / seconds
+            last = report.rounds[-1]
+            report.dirty_pages_per_s = last.dirty_pages_after / last.duration_s
+        report.tcp = [tcp_connection("control", control.sock), *(tcp_connection("pages", s.sock) for s in streams)]
+        if faults is not None:
+            report.tcp.append(tcp_connection("fault", faults.sock))
+        report.host = Host(platform.release(), os.cpu_count() or 1, psutil.virtual_memory().total, os.getloadavg()[0])
+        report.versions = versions()
+        self._instants = measurement.Instants(
+            self._requested_ns, self._traced_ns, stun.pause_ns, resumed_ns, self._resident_ns
+        )
+        since_ns = (self._requested_ns - measurement.BASELINE_NS) // measurement.BUCKET_NS * measurement.BUCKET_NS
+        self._since_ns = since_ns
+        self._here = self._guest.control.buckets(since_ns, time.monotonic_ns())
+
+    def add_aftermath(self, report: MigrationReport, stun: Stun, aftermath: Aftermath) -> None:
+        """Fill in what only the destination could know."""
+        assert report.clock is not None
+        clock, instants = report.clock, self._instants
+        commits = measurement.merge(self._since_ns, self._here, aftermath, clock)
+        report.timeline = measurement.timeline(commits, instants)
+        report.guest_rate = measurement.guest_rates(commits, instants)
+        report.stall_s = measurement.stall_s(commits, instants)
+        report.stun_s, report.vcpu_stun_s, report.all_running_s = measurement.stuns(
+            stun, aftermath, clock, self._baseline_gap_ns
+        )
+        report.stun_error_s = clock.error_s
+        report.cpu = Cpu(
+            source_s=self._cpu_after[0] - self._cpu_before[0],
+            dest_s=aftermath.cpu_dest_s,
+            guest_source_s=self._cpu_after[1] - self._cpu_before[1],
+            guest_dest_s=aftermath.cpu_guest_s,
+        )
+        if aftermath.checked:
+            verified = report.verified
+            verified.problems = list(aftermath.check_problems)
+            verified.invariant = not aftermath.check_problems
+            verified.check_pause_s = aftermath.check_pause_s
+            if aftermath.committed_in_memory >= 0:
+                counted = sum(stun.commits) + aftermath.commits_here
+                verified.commits_lost = max(0, counted - aftermath.committed_in_memory)
+                verified.commits_repeated = max(0, aftermath.committed_in_memory - counted)
+
+
+def tcp_connection(role: str, sock: socket.socket) -> TcpConnection:
+    """Read what the kernel knows of one connection (TCP_INFO, tcp(7))."""
+    raw = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
+    congestion = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16).rstrip(b"\0").decode()
+    rtt_us, cwnd, retransmits = (
+        struct.unpack_from("=I", raw, at)[0] for at in (_TCPI_RTT, _TCPI_SND_CWND, _TCPI_TOTAL_RETRANS)
+    )
+    return TcpConnection(role, rtt_us / 1e6, retransmits, cwnd, congestion)

@@ -1,0 +1,69 @@
+"""When to stop pre-copy: a pure function of the rounds so far and the time that has passed.
+
+Pre-copy: stop when the pages left can be sent within the downtime limit, because then the guest stands still for that long.
+Hybrid: the remainder moves after the resume, so the limit bounds the time to move it (vMotion's switchover goal) and the stun does
+not depend on it; and it stops as soon as a round has gained nothing, because pages that are rewritten all the time are not worth
+sending early.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pagefire.protocol.pages import PAGE_BYTES
+from pagefire.protocol.report import Round
+from pagefire.protocol.units import format_count, format_duration, format_throughput
+
+#: A round that leaves more than this share of what it sent has gained nothing.
+NO_GAIN = 0.8
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a person allows. `on_limit` says what follows max_rounds and max_time_s: postcopy or cancel."""
+
+    mode: str
+    downtime_limit_s: float
+    max_rounds: int
+    max_time_s: float
+    on_limit: str
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Go on with another round, or stop and do `then` (switch: stop the guest; postcopy: switch and send the rest afterwards;
+    cancel). `reason` is a sentence for a person."""
+
+    stop: bool
+    then: str
+    reason: str
+
+
+def bandwidth_Bps(rounds: list[Round]) -> float:
+    """Estimate what the link carries: the largest of the last three rounds, since a small one measures latency."""
+    largest = max(rounds[-3:], key=lambda r: r.wire_bytes)
+    return largest.wire_bytes / max(largest.duration_s, 1e-6)
+
+
+def judge(rounds: list[Round], limits: Limits, elapsed_s: float) -> Verdict:
+    """Decide after a round; `rounds` is not empty, `elapsed_s` counts from the first round."""
+    last = rounds[-1]
+    left_bytes = last.dirty_pages_after * PAGE_BYTES
+    speed_Bps = bandwidth_Bps(rounds)
+    expected_s = left_bytes / max(speed_Bps, 1.0)
+    dirtied_Bps = left_bytes / max(last.duration_s, 1e-6)
+    state = f"{format_count(last.dirty_pages_after)} pages left, {format_duration(expected_s)} at {format_throughput(speed_Bps)}"
+    limit = f"the limit of {format_duration(limits.downtime_limit_s)}"
+    dirt = f"dirty rate {format_throughput(dirtied_Bps)}"
+    stopping = f"Stopping pre-copy after round {last.round}"
+    hybrid = limits.mode == "hybrid"
+    if expected_s <= limits.downtime_limit_s:
+        return Verdict(True, "postcopy" if hybrid else "switch", f"{stopping}: {state}, within {limit}; {dirt}")
+    if hybrid and len(rounds) >= 2 and last.dirty_pages_after >= NO_GAIN * last.pages:
+        gain = f"the round sent {format_count(last.pages)} pages and gained nothing, the rest moves after the resume"
+        return Verdict(True, "postcopy", f"{stopping}: {state}, above {limit}; {dirt}; {gain}")
+    if last.round >= limits.max_rounds or elapsed_s >= limits.max_time_s:
+        which = "--max-rounds" if last.round >= limits.max_rounds else "--max-time"
+        follows = "switching to post-copy" if limits.on_limit == "postcopy" else "cancelling"
+        return Verdict(True, limits.on_limit, f"{stopping}: {which} reached, {state}, above {limit}; {dirt}; {follows}")
+    return Verdict(False, "", f"Going on after round {last.round}: {state}, above {limit}; {dirt}")

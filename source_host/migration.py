@@ -1,0 +1,555 @@
+"""One outgoing migration: the script of its phases, and its one failure exit.
+
+    negotiate -> trace install -> pre-copy rounds -> switchover: quiesce, final scan, checkpoint and bitmap, READY
+    -> relinquish (the commit point), HANDOVER -> push and serve faults -> resident -> release
+
+Until the commit point any failure ends with the guest running here at full speed and nothing at the destination. After it the guest
+is the destination's: a lost link pauses post-copy with all state kept. The owner word in the guest's control block says which; the
+failure exit asks it and nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, NoReturn
+
+from pagefire.guest_workload.control_block import Owner
+from pagefire.guest_workload.guest_process import GuestProcess
+from pagefire.guest_workload.linux.memfd import data_extents
+from pagefire.guest_workload.page_digests import page_digests
+from pagefire.protocol import negotiation
+from pagefire.protocol.addresses import parse_address
+from pagefire.protocol.bitmap import encode_bitmap
+from pagefire.protocol.bitmap_raw import raw_bytes
+from pagefire.protocol.connection import Connection
+from pagefire.protocol.errors import Cancelled, GuestError, LinkLost, PagefireError, PeerRefused
+from pagefire.protocol.messages import (
+    Accept,
+    Aftermath,
+    DigestsCompared,
+    Handover,
+    Hello,
+    Offer,
+    PageDigests,
+    Ready,
+    Released,
+    Resident,
+    Resumed,
+    RoundReceived,
+    Switchover,
+    Welcome,
+)
+from pagefire.protocol.pages import PAGE_BYTES, PageSet, pages_of
+from pagefire.protocol.report import Bitmap, MigrationReport, Percentiles, Postcopy, Round
+from pagefire.protocol.state import Role, Side, Status
+from pagefire.protocol.transport.clock import compare_clocks
+from pagefire.protocol.transport.frame_stream import FrameStream, connect, describe_failure
+from pagefire.protocol.transport.points import Points
+from pagefire.protocol.transport.software import software_name
+from pagefire.protocol.transport.tasks import beside, in_thread
+from pagefire.source_host import convergence, postcopy
+from pagefire.source_host.accounting import Accounting
+from pagefire.source_host.page_fire_tracker import PageFireTracker
+from pagefire.source_host.page_stream import PageStream, striped
+from pagefire.source_host.pagemap_tracker import PagemapTracker
+from pagefire.source_host.switchover import Stun
+from pagefire.source_host.tracking import Collected, DirtyTracker, TrackerChoice, choose_tracker
+
+log = logging.getLogger("pagefire.source")
+
+_DIGEST_BATCH_PAGES = 1 << 18
+Emit = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class MigrationOptions:
+    """What a person may choose for one migration; see `pagefire migrate --help`."""
+
+    to: str
+    mode: str = "hybrid"
+    downtime_limit_s: float = 0.05
+    max_rounds: int = 30
+    max_time_s: float = 300.0
+    on_limit: str | None = None
+    streams: int = 1
+    tracker: str = "auto"
+    bitmap: str = "compacted"
+    verify: bool = False
+    check: bool = True
+    settle_s: float = 1.0
+    connect_timeout_s: float = 10.0
+    setup_timeout_s: float = 120.0
+    switchover_timeout_s: float = 10.0
+
+    @property
+    def limits(self) -> convergence.Limits:
+        on_limit = self.on_limit or ("cancel" if self.mode == "precopy" else "postcopy")
+        return convergence.Limits(self.mode, self.downtime_limit_s, self.max_rounds, self.max_time_s, on_limit)
+
+
+@dataclass(slots=True)
+class Progress:
+    """What `pagefire status` shows while a migration goes on."""
+
+    round: int = 0
+    remaining_pages: int = 0
+    sent_bytes: int = 0
+    started_s: float = field(default_factory=time.monotonic)
+
+
+class OutgoingMigration:
+    """Moves one guest. `run` is called once; afterwards `status`, `report` and the guest's owner word tell how it ended."""
+
+    def __init__(self, guest: GuestProcess, options: MigrationOptions, points: Points, emit: Emit) -> None:
+        self.options = options
+        self.status = Status.SETUP
+        self.progress = Progress()
+        self.remaining = PageSet.empty()
+        self.report = MigrationReport(mode=options.mode, destination=options.to)
+        self._guest = guest
+        self._points = points
+        self._emit = emit
+        self._accounting = Accounting(guest)
+        self._control: FrameStream | None = None
+        self._fault_stream: FrameStream | None = None
+        self._streams: list[PageStream] = []
+        self._tracker: DirtyTracker | None = None
+        self._sent = PageSet.empty()
+        self._rounds_done = 0
+        self._relinquished = False
+        self._stun = Stun()
+        self._guest_died = asyncio.Event()
+
+    @property
+    def relinquished(self) -> bool:
+        """What this host wrote into the owner word; readable when the guest's process and memory here are gone."""
+        return self._relinquished
+
+    @property
+    def pages_left(self) -> int:
+        """Pages that only this host has, after the resume."""
+        return self.progress.remaining_pages if self.relinquished else 0
+
+    def guest_died(self) -> None:
+        """The guest process ended: whatever the script waits for ends with an error."""
+        self._guest_died.set()
+
+    async def run(self) -> MigrationReport:
+        """Go through the phases; gives the report, or raises the error that ended it (the guest is then safe on this host)."""
+        try:
+            await self._negotiate()
+            pages = await self._begin_tracing()
+            await self._precopy(pages)
+            await self._switch_over(pages)
+            self._relinquish()
+            await self._hand_over()
+            await self._become_resident()
+            await self._conclude()
+        except (Exception, asyncio.CancelledError) as error:
+            await self._fail(error)
+        return self.report
+
+    # -- setup ---------------------------------------------------------------------------------------------------------------
+
+    async def _negotiate(self) -> None:
+        """Agree with the destination and open every connection; its guest shell is ready when this returns."""
+        options, config = self.options, self._guest.config
+        self._note("setup")
+        self._control = control = await self._connect(Role.CONTROL)
+        welcome = await self._greet(control, Role.CONTROL, 0, b"", b"")
+        self.report.clock = await compare_clocks(control, welcome.machine, options.connect_timeout_s)
+        await control.send(
+            Offer(
+                name=config.name,
+                memory_bytes=config.memory_bytes,
+                resident_bytes=config.resident_bytes,
+                working_set_bytes=config.working_set_bytes,
+                page_bytes=PAGE_BYTES,
+                vcpus=config.vcpus,
+                workload=config.workload,
+                seed=config.seed,
+                rate=config.rate,
+                mode=options.mode,
+                streams=options.streams,
+                check=options.check,
+                settle_s=options.settle_s,
+            )
+        )
+        await beside(control.expect(Accept, options.setup_timeout_s), self._watch())
+        for index in range(options.streams):
+            stream = await self._connect(Role.PAGES)
+            await self._greet(stream, Role.PAGES, index, welcome.session, welcome.secret)
+            self._streams.append(PageStream(stream.detach(), stream.connection, self._guest.memory))
+        self._fault_stream = await self._connect(Role.FAULT)
+        await self._greet(self._fault_stream, Role.FAULT, 0, welcome.session, welcome.secret)
+        await self._points.reached("negotiated")
+
+    async def _connect(self, role: Role) -> FrameStream:
+        host, port = parse_address(self.options.to)
+        return await connect(host, port, Connection(Side.SOURCE, role), self.options.connect_timeout_s)
+
+    async def _greet(self, stream: FrameStream, role: Role, index: int, session: bytes, secret: bytes) -> Welcome:
+        await stream.send(
+            Hello(
+                versions=list(negotiation.VERSIONS),
+                capabilities=list(negotiation.CAPABILITIES),
+                role=role.value,
+                index=index,
+                session=session,
+                secret=secret,
+                software=software_name(),
+                name=self._guest.config.name,
+            )
+        )
+        welcome = await stream.expect(Welcome, self.options.connect_timeout_s)
+        negotiation.check_welcome(welcome)
+        return welcome
+
+    async def _begin_tracing(self) -> PageSet:
+        """Install tracing where rounds will need it; gives the pages that have contents."""
+        guest = self._guest
+        if self.options.mode in ("hybrid", "precopy"):
+            choice = await in_thread(choose_tracker, self.options.tracker)
+            self._tracker = await in_thread(self._make_tracker, choice)
+            self.report.tracker, self.report.tracker_reason = choice.name, choice.reason
+            pages = await in_thread(self._tracker.install)
+        else:
+            self.report.tracker, self.report.tracker_reason = "none", f"{self.options.mode} sends every page once"
+            pages = await in_thread(data_extents, guest.memory.fd, 0, guest.memory.size_bytes)
+        self._accounting.traced(pages.size_bytes)
+        await self._points.reached("traced")
+        return pages
+
+    def _make_tracker(self, choice: TrackerChoice) -> DirtyTracker:
+        guest = self._guest
+        uffd = guest.open_uffd(choice.features, keep=False)
+        if choice.name == PagemapTracker.name:
+            return PagemapTracker(uffd, guest.pid, guest.address, guest.memory.fd, guest.memory.size_bytes)
+        return PageFireTracker(uffd, guest.address, guest.memory.fd, guest.memory.size_bytes)
+
+    # -- pre-copy ------------------------------------------------------------------------------------------------------------
+
+    async def _precopy(self, pages: PageSet) -> None:
+        """Send rounds until what is left may be left; leaves the last collection's pages in `remaining`."""
+        if self._tracker is None:
+            self.report.stop_reason = f"No pre-copy in mode {self.options.mode}: the guest is stopped at once"
+            return
+        self._note("active")
+        self.status = Status.ACTIVE
+        began = time.monotonic()
+        to_send = Collected(pages, PageSet.empty())
+        while True:
+            done = await self._send_round(to_send)
+            to_send = self._known_to_destination(await in_thread(self._tracker.collect_and_clear))
+            done.dirty_pages_after = to_send.written.pages
+            self.report.rounds.append(done)
+            verdict = convergence.judge(self.report.rounds, self.options.limits, time.monotonic() - began)
+            self._emit({"event": "round", **asdict(done), "verdict": verdict.reason})
+            log.info(
+                "guest=%s round=%d pages=%d left=%d",
+                self._guest.config.name,
+                done.round,
+                done.pages,
+                done.dirty_pages_after,
+            )
+            await self._points.reached("round")
+            if verdict.stop:
+                break
+        self.report.stop_reason = verdict.reason
+        if verdict.then == "cancel":
+            raise Cancelled("the migration did not converge", verdict.reason, "allow more time, or use --mode hybrid")
+        if verdict.then == "postcopy" and self.options.mode == "precopy":
+            self.options = replace(self.options, mode="hybrid")
+        self.remaining = to_send.written | to_send.holes
+
+    async def _send_round(self, to_send: Collected) -> Round:
+        """Send one set of pages on all connections and wait until the destination has them in memory."""
+        assert self._control is not None
+        number = self._rounds_done + 1
+        self.progress.round, self.progress.remaining_pages = number, to_send.written.pages
+        before = self._sent_totals()
+        began = time.monotonic()
+        written = striped(to_send.written, len(self._streams))
+        holes = [to_send.holes] + [PageSet.empty()] * (len(self._streams) - 1)
+        sending = (
+            stream.send_round(pages, zero, number)
+            for stream, pages, zero in zip(self._streams, written, holes, strict=True)
+        )
+        received = await beside(
+            self._control.expect(RoundReceived),
+            *sending,
+            self._watch(),
+            self._follow_round(number, to_send.written.pages),
+        )
+        if received.round != number:
+            raise LinkLost("the destination acknowledged another round", f"{received.round}, not {number}")
+        self._rounds_done = number
+        self._sent |= to_send.written
+        after = self._sent_totals()
+        pages, zero_pages, wire_bytes = (after[i] - before[i] for i in range(3))
+        return Round(number, pages, zero_pages, wire_bytes, time.monotonic() - began, 0)
+
+    async def _follow_round(self, number: int, pages: int) -> None:
+        before = self._sent_totals()
+        while True:
+            sent_pages, _, sent_bytes = (now - then for now, then in zip(self._sent_totals(), before, strict=True))
+            self.progress.sent_bytes = sent_bytes
+            self._emit(
+                {
+                    "event": "progress",
+                    "round": number,
+                    "pages": pages,
+                    "sent_pages": sent_pages,
+                    "sent_bytes": sent_bytes,
+                }
+            )
+            await asyncio.sleep(0.1)
+
+    def _known_to_destination(self, collected: Collected) -> Collected:
+        """Leave out holes of which the destination never had contents: they are zero there already."""
+        return Collected(collected.written, collected.holes & self._sent if collected.holes else collected.holes)
+
+    def _sent_totals(self) -> tuple[int, int, int]:
+        return (
+            sum(stream.sent_pages for stream in self._streams),
+            sum(stream.zero_pages for stream in self._streams),
+            sum(stream.sent_bytes for stream in self._streams),
+        )
+
+    # -- the stun ------------------------------------------------------------------------------------------------------------
+
+    async def _switch_over(self, pages: PageSet) -> None:
+        """Stop the guest and bring the destination to where it could run it. Nothing in here that could be done before or after."""
+        assert self._control is not None
+        stun, control = self._stun, self._guest.control
+        self._note("device")
+        self.status = Status.DEVICE
+        await self._points.reached("pausing")
+        stun.pause_ns = control.request_pause()
+        await self._quiesce()
+        stun.mark("parked")
+        left = await self._final_scan(pages)
+        stun.mark("scanned")
+        if self.options.mode in ("precopy", "stop-and-copy"):
+            # The last pages must be there before the guest may run: the acknowledgement of this round is the drain.
+            await self._send_round(left)
+            left = Collected(PageSet.empty(), PageSet.empty())
+        stun.mark("drained")
+        self.remaining = stun.remaining = left.written | left.holes
+        total_pages = pages_of(self._guest.memory.size_bytes)
+        coded = encode_bitmap(self.options.bitmap, stun.remaining, total_pages)
+        stun.mark("coded")
+        registers = control.checkpoint_registers()
+        stun.last_commits_ns = control.last_commits_ns()
+        stun.commits = control.commits_by_vcpu().tolist()
+        await self._control.send(
+            Switchover(
+                registers_bytes=len(registers),
+                bitmap_form=self.options.bitmap,
+                remaining_pages=stun.remaining.pages,
+                commits=stun.commits,
+                last_round=self._rounds_done,
+                stop_at=control.stop_at,
+            ),
+            registers + coded,
+        )
+        stun.mark("sent")
+        stun.ready = await beside(self._control.expect(Ready, self.options.switchover_timeout_s), self._watch())
+        stun.mark("ready")
+        if self.options.verify:
+            await self._verify(pages | self._sent)
+        await self._points.reached("ready")
+        stun.mark("verified")
+        stun.bitmap = Bitmap(
+            raw_bytes=raw_bytes(total_pages),
+            compacted_bytes=len(coded),
+            pages=stun.remaining.pages,
+            encode_s=(stun.coded_ns - stun.drained_ns) / 1e9,
+            decode_s=stun.ready.decode_s,
+        )
+
+    async def _quiesce(self) -> None:
+        """Wait until every vCPU is parked. Sleeps on the futex in slices, so that a dead guest or a cancel is still noticed."""
+        deadline = time.monotonic() + self.options.switchover_timeout_s
+        while not self._guest.control.wait_parked(0.005):
+            await asyncio.sleep(0)
+            if self._guest_died.is_set():
+                await self._watch()
+            if time.monotonic() > deadline:
+                raise GuestError(
+                    f"the guest's vCPUs did not stop within {self.options.switchover_timeout_s:g} s",
+                    f"{self._guest.control.parked} of {self._guest.control.vcpus} are parked",
+                )
+
+    async def _final_scan(self, pages: PageSet) -> Collected:
+        """Find what the destination lacks now that nothing writes any more.
+
+        On the loop, not in a thread: two changes of thread cost more than the scan of a small guest, and nothing else is due.
+        """
+        if self._tracker is not None:
+            return self._known_to_destination(self._tracker.collect_and_clear())
+        memory = self._guest.memory
+        return Collected(await in_thread(data_extents, memory.fd, 0, memory.size_bytes), PageSet.empty())
+
+    async def _verify(self, pages: PageSet) -> None:
+        """Compare digests of every page that the destination claims to have; raises when one differs, and the guest stays here."""
+        assert self._control is not None
+        differing = PageSet.empty()
+        for batch in (pages - self._stun.remaining).batches(_DIGEST_BATCH_PAGES, 8192):
+            digests = await in_thread(page_digests, self._guest.memory, batch)
+            await self._control.send(PageDigests(batch), digests)
+            differing |= (await self._control.expect(DigestsCompared, self.options.setup_timeout_s)).differing
+        self.report.verified.digest_match = not differing
+        if differing:
+            raise PagefireError(
+                "the digests of both hosts differ", f"{differing.pages} pages, the first is {int(differing.starts[0])}"
+            )
+
+    # -- after the commit point ----------------------------------------------------------------------------------------------
+
+    def _relinquish(self) -> None:
+        # The commit point. From this store on this host never runs the guest by itself, even if sending HANDOVER fails: whether it
+        # arrived cannot be known. The one way back is the destination's own word that it has fenced the session (`_hand_over`).
+        self._guest.control.owner = Owner.RELINQUISHED
+        self._relinquished = True
+        self.report.owner = "destination"
+        self.status = Status.POSTCOPY_ACTIVE
+
+    async def _hand_over(self) -> None:
+        assert self._control is not None
+        await self._points.reached("relinquished")
+        self._stun.mark("handover")
+        await self._control.send(Handover())
+        try:
+            self._stun.resumed = await self._control.expect(Resumed)
+        except PeerRefused:
+            # "Not taken, session fenced": the destination wrote that down before it said so, so there is one owner again.
+            self._guest.control.owner = Owner.OWNER
+            self._relinquished = False
+            self.report.owner = "source"
+            raise
+
+    async def _become_resident(self) -> None:
+        """Move what remains: pushed, and pulled by faults, until the destination says that it misses nothing.
+
+        The guest process here is not watched any more: this daemon maps the memory itself, so its death loses nothing.
+        """
+        assert self._control is not None
+        assert self._fault_stream is not None
+        assert self._stun.resumed is not None
+        self._note("postcopy-active")
+        self._emit({"event": "resumed", "remaining_pages": self.remaining.pages})
+        await self._points.reached("resumed")
+        remaining = postcopy.Remaining(self.remaining)
+        resident = await beside(
+            self._control.expect(Resident),
+            postcopy.push(remaining, self._streams),
+            postcopy.serve_faults(remaining, self._fault_stream, self._guest.memory),
+            self._follow(remaining),
+        )
+        self.progress.remaining_pages = 0
+        self._accounting.resident(resident, self.report.clock)
+        self.report.postcopy = Postcopy(
+            pushed_pages=resident.pushed_pages,
+            faulted_pages=resident.faulted_pages,
+            duplicate_pages=resident.duplicate_pages,
+            minor_faults=resident.minor_faults,
+            fault_us=Percentiles(*resident.fault_us) if len(resident.fault_us) == 3 else None,
+            blocktime_s=resident.blocktime_s,
+        )
+
+    async def _follow(self, remaining: postcopy.Remaining) -> None:
+        while True:
+            self.progress.remaining_pages = remaining.count
+            await asyncio.sleep(0.05)
+
+    async def _conclude(self) -> None:
+        """Free the guest's memory here and put the report together."""
+        assert self._control is not None
+        self.status = Status.COMPLETED
+        self.report.outcome = "completed"
+        self._accounting.finish(self.report, self._stun, self._streams, self._control, self._fault_stream)
+        self._close()
+        await in_thread(self._guest.terminate)
+        try:
+            await self._control.send(Released())
+            aftermath = await self._control.expect(Aftermath, self.options.settle_s + self.options.setup_timeout_s)
+        except PagefireError as error:
+            # The guest runs there with all its pages; only what happened afterwards is unknown.
+            self.report.error = f"completed, but the destination did not tell how the guest fared: {error}"
+            log.warning("guest=%s %s", self._guest.config.name, self.report.error)
+        else:
+            self._accounting.add_aftermath(self.report, self._stun, aftermath)
+        self._control.close()
+        log.info("guest=%s status=completed destination=%s", self._guest.config.name, self.options.to)
+
+    # -- the failure exit ----------------------------------------------------------------------------------------------------
+
+    async def _fail(self, error: BaseException) -> None:
+        """The one way out of a failure; asks the owner word who has the guest, and raises."""
+        if self.status is Status.COMPLETED:
+            raise error
+        if self.relinquished:
+            self._pause_postcopy(error)
+        cancelled = isinstance(error, asyncio.CancelledError | Cancelled)
+        self.status = Status.CANCELLED if cancelled else Status.FAILED
+        self.report.outcome = self.status.value
+        self.report.error = "cancelled" if isinstance(error, asyncio.CancelledError) else str(error)
+        for stream in self._streams:
+            await stream.abort()
+        if self._tracker is not None:
+            await in_thread(self._tracker.remove)
+        if not self._guest_died.is_set():
+            self._guest.control.resume()
+        if self._control is not None:
+            with contextlib.suppress(PagefireError, TimeoutError):
+                async with asyncio.timeout(1.0):
+                    await self._control.send(describe_failure(error, self.status.value))
+            self._control.close()
+        if self._fault_stream is not None:
+            self._fault_stream.close()
+        log.warning("guest=%s status=%s why=%s", self._guest.config.name, self.status.value, self.report.error)
+        if isinstance(error, asyncio.CancelledError):
+            raise Cancelled("the migration was cancelled", "the guest runs on here") from error
+        raise error
+
+    def _pause_postcopy(self, error: BaseException) -> NoReturn:
+        """The link broke after the commit point: keep memory and state for a recovery; raises only when forced."""
+        self.status = Status.POSTCOPY_PAUSED
+        self.report.outcome = self.status.value
+        self.report.error = str(error)
+        log.error(
+            "guest=%s status=postcopy-paused remaining_pages=%d why=%s: the destination owns it, pages are kept",
+            self._guest.config.name, self.progress.remaining_pages, error,
+        )  # fmt: skip
+        if isinstance(error, asyncio.CancelledError):
+            raise error
+        self._emit({"event": "paused", "error": str(error), "remaining_pages": self.progress.remaining_pages})
+        raise PagefireError(
+            "post-copy is paused",
+            f"{self.progress.remaining_pages} pages are still only on this host ({error})",
+            "keep both daemons running: the guest's memory is divided between them",
+        )
+
+    # -- small things --------------------------------------------------------------------------------------------------------
+
+    def _close(self) -> None:
+        for stream in self._streams:
+            stream.close()
+        if self._fault_stream is not None:
+            self._fault_stream.close()
+        if self._tracker is not None:
+            self._tracker.remove()
+
+    async def _watch(self) -> None:
+        await self._guest_died.wait()
+        raise GuestError(f"the guest process {self._guest.pid} ended", "", "read its log")
+
+    def _note(self, phase: str) -> None:
+        self._accounting.phase(phase)
+        self._emit({"event": "phase", "phase": phase})

@@ -1,0 +1,153 @@
+"""One page connection at the source: guest pages onto a socket, by a thread of its own.
+
+Threads with blocking sockets, not the loop: sendfile and sendmsg release the GIL, uvloop has no sendfile, and the loop stays free
+for faults. No copy in user space: a long run of pages goes by sendfile from the memfd, short runs as slices of the mapping in one
+sendmsg.
+
+sendfile queues references to live pages, so what arrives may be newer than the call. Right here, and only here: such a page was
+protected before it was queued, hence is dirty again. Nothing is ever computed from these bytes but "is it zero", and a page that
+stops being zero after that look is dirty again as well.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from pagefire.guest_workload.linux.memfd import Mapping
+from pagefire.protocol.connection import Connection
+from pagefire.protocol.errors import LinkLost
+from pagefire.protocol.messages import MAX_FRAME_PAGES, MAX_FRAME_RUNS, Pages, RoundEnd, ZeroPages
+from pagefire.protocol.pages import PAGE_BYTES, PageSet
+from pagefire.protocol.transport.frame_stream import close_socket
+from pagefire.protocol.transport.tasks import uninterrupted
+
+#: Runs of at least this many pages go by sendfile: below, its system call costs more than the copy that it saves.
+SENDFILE_PAGES = 16
+_WORDS = PAGE_BYTES // 8
+
+
+class PageStream:
+    """Sends pages of one guest on one connection. `send_*` block and belong to the stream's thread; `run` brings them there.
+
+    Counts what it sent: `sent_bytes` (frames and payload), `sent_pages`, of them `zero_pages`.
+    """
+
+    def __init__(self, sock: socket.socket, connection: Connection, memory: Mapping) -> None:
+        self._sock = sock
+        self._connection = connection
+        self._memory_fd = memory.fd
+        self._bytes = memory.array.data
+        self._words = memory.array.view(np.uint64).reshape(-1, _WORDS)
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="pages")
+        self.sent_bytes = 0
+        self.sent_pages = 0
+        self.zero_pages = 0
+
+    @property
+    def sock(self) -> socket.socket:
+        return self._sock
+
+    async def send_round(self, written: PageSet, holes: PageSet, round_number: int) -> None:
+        """Send these pages and then the round's marker; raises LinkLost. A cancellation aborts the stream."""
+        try:
+            loop = asyncio.get_running_loop()
+            await asyncio.shield(loop.run_in_executor(self._executor, self._send_round, written, holes, round_number))
+        except asyncio.CancelledError:
+            await self.abort()
+            raise
+
+    async def send_batch(self, pages: PageSet) -> None:
+        """Send these pages, without a marker; not to be interrupted."""
+        loop = asyncio.get_running_loop()
+        await uninterrupted(loop.run_in_executor(self._executor, self.send_pages, pages))
+
+    async def abort(self) -> None:
+        """Close the connection under the thread and wait until it has noticed."""
+        close_socket(self._sock)
+        await asyncio.to_thread(self._executor.shutdown, cancel_futures=True)
+
+    def close(self) -> None:
+        """Close a connection on which nothing is under way."""
+        close_socket(self._sock)
+        self._executor.shutdown(wait=False, cancel_futures=True)
+
+    def _send_round(self, written: PageSet, holes: PageSet, round_number: int) -> None:
+        for batch in holes.batches(1 << 30, MAX_FRAME_RUNS):
+            self._send_zero_pages(batch)
+        self.send_pages(written)
+        self._write([self._connection.send(RoundEnd(round_number))])
+
+    def send_pages(self, pages: PageSet) -> None:
+        """Send pages that have contents, in ascending order; zero pages cost no payload. Blocks; raises LinkLost."""
+        for batch in pages.batches(MAX_FRAME_PAGES, MAX_FRAME_RUNS):
+            zero = self._zero_among(batch)
+            if zero:
+                self._send_zero_pages(zero)
+            filled = batch - zero if zero else batch
+            for part in filled.batches(MAX_FRAME_PAGES, MAX_FRAME_RUNS):
+                self._send_contents(part)
+
+    def _zero_among(self, batch: PageSet) -> PageSet:
+        """Find the pages that hold only zeros: one word of each is looked at first, the rest only of those where it is zero."""
+        numbers = batch.page_numbers()
+        candidates = numbers[self._words[numbers, 0] == 0]
+        if not candidates.size:
+            return PageSet.empty()
+        return PageSet.of_pages(candidates[~self._words[candidates].any(axis=1)])
+
+    def _send_zero_pages(self, pages: PageSet) -> None:
+        self._write([self._connection.send(ZeroPages(pages))])
+        self.sent_pages += pages.pages
+        self.zero_pages += pages.pages
+
+    def _send_contents(self, pages: PageSet) -> None:
+        waiting: list[bytes | memoryview] = [self._connection.send(Pages(pages), pages.size_bytes)]
+        for start, count in zip(pages.starts.tolist(), pages.counts.tolist(), strict=True):
+            first, size = start * PAGE_BYTES, count * PAGE_BYTES
+            if count < SENDFILE_PAGES:
+                waiting.append(self._bytes[first : first + size])
+                continue
+            self._write(waiting, more=True)
+            waiting = []
+            self._write_file(first, size)
+        if waiting:
+            self._write(waiting)
+        self.sent_pages += pages.pages
+
+    def _write(self, buffers: list[bytes | memoryview], *, more: bool = False) -> None:
+        flags = socket.MSG_MORE if more else 0
+        total = sum(len(buffer) for buffer in buffers)
+        try:
+            sent = self._sock.sendmsg(buffers, (), flags)
+            self.sent_bytes += sent
+            if sent < total:
+                rest = b"".join(buffers)[sent:]
+                self._sock.sendall(rest, flags)
+                self.sent_bytes += len(rest)
+        except OSError as error:
+            raise LinkLost("a page connection broke", error.strerror or str(error)) from error
+
+    def _write_file(self, offset: int, size: int) -> None:
+        try:
+            while size:
+                sent = os.sendfile(self._sock.fileno(), self._memory_fd, offset, size)
+                if not sent:
+                    raise LinkLost("a page connection broke", "sendfile sent nothing")
+                offset, size = offset + sent, size - sent
+                self.sent_bytes += sent
+        except OSError as error:
+            raise LinkLost("a page connection broke", error.strerror or str(error)) from error
+
+
+def striped(pages: PageSet, streams: int) -> list[PageSet]:
+    """Divide a set among streams by region, near-equal in pages, so that no two carry the same page in one round."""
+    if streams == 1 or pages.pages < streams:
+        return [pages] + [PageSet.empty()] * (streams - 1)
+    share = -(-pages.pages // streams)
+    parts = list(pages.batches(share))
+    return parts + [PageSet.empty()] * (streams - len(parts))
