@@ -263,6 +263,14 @@ class ControlBlock:
         """Say whether no vCPU runs; while `run_state` is PAUSE it stays true once it is."""
         return self.parked == self.vcpus
 
+    def all_finished(self) -> bool:
+        """Say whether every vCPU has reached stop_at and stopped there; right also just after stop_at was changed.
+
+        `states` is not: a vCPU that sleeps says FINISHED until it has woken up to a new stop_at.
+        """
+        stop_at = self.stop_at
+        return stop_at > 0 and self.all_parked and int(self.registers[:, 0].min()) >= stop_at
+
     def resume(self) -> int:
         """Let every vCPU run; gives the time at which RUN was set.
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 
-from pagefire.guest_workload.control_block import ControlBlock, VcpuState
+from pagefire.guest_workload.control_block import ControlBlock
 
 
 async def run_to(control: ControlBlock, steps: int, *, wait: bool = True) -> None:
     """Let each vCPU run until it has done `steps` transactions since it was born, and wait there until all have."""
     control.stop_at = steps
-    while wait and any(state is not VcpuState.FINISHED for state in control.states()):
+    while wait and not control.all_finished():
         await asyncio.sleep(0.005)

@@ -24,6 +24,8 @@ raw form holds no more runs a byte), no gap or length reaches its limit, nothing
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -49,7 +51,8 @@ _POWERS = 2.0**_WIDTHS
 _Bools = npt.NDArray[np.bool_]
 _Bytes = npt.NDArray[np.uint8]
 _Floats = npt.NDArray[np.float64]
-_Numbers = npt.NDArray[np.uint32] | npt.NDArray[np.uint64]
+#: Held in uint32 where every number below the limit fits, for speed, else in uint64.
+_Numbers = npt.NDArray[np.unsignedinteger[Any]]
 
 
 def encode_compacted(pages: PageSet, total_pages: int) -> bytes:
@@ -139,7 +142,8 @@ def _choose_width(numbers: _Numbers) -> int:
 def _tail_sums(numbers: _Floats) -> _Floats:
     sums = np.zeros(numbers.size + 1)
     np.cumsum(numbers, out=sums[1:])
-    return sums[-1] - sums
+    tails: _Floats = sums[-1] - sums
+    return tails
 
 
 def _encode_plane(flags: _Bools, depth: int) -> tuple[int, bytes]:
@@ -183,8 +187,8 @@ def _varint(number: int) -> bytes:
     return bytes(coded)
 
 
-def _dtype(limit: int) -> type[np.uint32] | type[np.uint64]:
-    return np.uint32 if limit <= 1 << 32 else np.uint64
+def _dtype(limit: int) -> np.dtype[np.unsignedinteger[Any]]:
+    return np.dtype(np.uint32 if limit <= 1 << 32 else np.uint64)
 
 
 class _Reader:
@@ -289,7 +293,7 @@ def _decode_fields(reader: _Reader, size: int, width: int, limit: int) -> _Numbe
     dtype = _dtype(limit)
     numbers = np.zeros(size, dtype)
     for shift in range(0, width & ~7, 8):
-        numbers |= np.frombuffer(reader.take(size), np.uint8).astype(dtype) << dtype(shift)
+        numbers |= np.frombuffer(reader.take(size), np.uint8).astype(dtype) << dtype.type(shift)
     if bits := width & 7:
         coded = reader.bits(size * bits)
         groups = -(-size // 8)
@@ -301,5 +305,5 @@ def _decode_fields(reader: _Reader, size: int, width: int, limit: int) -> _Numbe
         fields = np.empty((groups, 8), np.uint8)
         for column in range(8):
             fields[:, column] = words >> np.uint64(column * bits) & np.uint64((1 << bits) - 1)
-        numbers |= fields.reshape(-1)[:size].astype(dtype) << dtype(width & ~7)
+        numbers |= fields.reshape(-1)[:size].astype(dtype) << dtype.type(width & ~7)
     return numbers

@@ -106,4 +106,5 @@ def _edges(window: npt.NDArray[np.uint8], before: int) -> Int64s:
     turns[0] ^= np.uint64(before)
     busy = np.flatnonzero(turns)
     bits = np.flatnonzero(np.unpackbits(turns[busy].view(np.uint8), bitorder="little"))
-    return busy[bits >> 6] * 64 + (bits & 63)
+    edges: Int64s = busy[bits >> 6] * 64 + (bits & 63)
+    return edges

@@ -185,9 +185,15 @@ def _deliver(report: dict[str, Any], json_file: str | None, folder: Path | None)
     if json_file is not None:
         _write_json(report, json_file)
     render_summary(report, _screen if json_file == "-" else Console(highlight=False))
+    verified = report["verified"]
     if folder is not None:
         written = write_report_folder(report, folder)
         _screen.print("Report: " + ", ".join(str(path) for path in written), soft_wrap=True)
+    if verified["invariant"] is False or verified["commits_lost"] or verified["commits_repeated"]:
+        raise PagefireError(
+            "the guest is not what it was", "; ".join(verified["problems"]) or "commits were lost or repeated",
+            "keep the report: this is a defect of pagefire",
+        )  # fmt: skip
 
 
 def _write_json(value: dict[str, Any], json_file: str) -> None:

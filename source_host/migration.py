@@ -58,7 +58,7 @@ from pagefire.source_host.page_fire_tracker import PageFireTracker
 from pagefire.source_host.page_stream import PageStream, striped
 from pagefire.source_host.pagemap_tracker import PagemapTracker
 from pagefire.source_host.switchover import Stun
-from pagefire.source_host.tracking import Collected, DirtyTracker, TrackerChoice, choose_tracker
+from pagefire.source_host.tracking import NOTHING, Collected, DirtyTracker, TrackerChoice, choose_tracker
 
 log = logging.getLogger("pagefire.source")
 
@@ -120,6 +120,7 @@ class OutgoingMigration:
         self._streams: list[PageStream] = []
         self._tracker: DirtyTracker | None = None
         self._sent = PageSet.empty()
+        self._unsent = NOTHING
         self._rounds_done = 0
         self._relinquished = False
         self._stun = Stun()
@@ -235,18 +236,18 @@ class OutgoingMigration:
     # -- pre-copy ------------------------------------------------------------------------------------------------------------
 
     async def _precopy(self, pages: PageSet) -> None:
-        """Send rounds until what is left may be left; leaves the last collection's pages in `remaining`."""
+        """Send rounds until what is left may be left: the last collection, which nobody has sent, stays in `_unsent`."""
         if self._tracker is None:
             self.report.stop_reason = f"No pre-copy in mode {self.options.mode}: the guest is stopped at once"
             return
         self._note("active")
         self.status = Status.ACTIVE
         began = time.monotonic()
-        to_send = Collected(pages, PageSet.empty())
+        self._unsent = Collected(pages, PageSet.empty())
         while True:
-            done = await self._send_round(to_send)
-            to_send = self._known_to_destination(await in_thread(self._tracker.collect_and_clear))
-            done.dirty_pages_after = to_send.written.pages
+            done = await self._send_round(self._unsent)
+            self._unsent = self._known_to_destination(await in_thread(self._tracker.collect_and_clear))
+            done.dirty_pages_after = self._unsent.written.pages
             self.report.rounds.append(done)
             verdict = convergence.judge(self.report.rounds, self.options.limits, time.monotonic() - began)
             self._emit({"event": "round", **asdict(done), "verdict": verdict.reason})
@@ -265,7 +266,6 @@ class OutgoingMigration:
             raise Cancelled("the migration did not converge", verdict.reason, "allow more time, or use --mode hybrid")
         if verdict.then == "postcopy" and self.options.mode == "precopy":
             self.options = replace(self.options, mode="hybrid")
-        self.remaining = to_send.written | to_send.holes
 
     async def _send_round(self, to_send: Collected) -> Round:
         """Send one set of pages on all connections and wait until the destination has them in memory."""
@@ -338,7 +338,7 @@ class OutgoingMigration:
         if self.options.mode in ("precopy", "stop-and-copy"):
             # The last pages must be there before the guest may run: the acknowledgement of this round is the drain.
             await self._send_round(left)
-            left = Collected(PageSet.empty(), PageSet.empty())
+            left = NOTHING
         stun.mark("drained")
         self.remaining = stun.remaining = left.written | left.holes
         total_pages = pages_of(self._guest.memory.size_bytes)
@@ -387,12 +387,12 @@ class OutgoingMigration:
                 )
 
     async def _final_scan(self, pages: PageSet) -> Collected:
-        """Find what the destination lacks now that nothing writes any more.
+        """Find what the destination lacks now that nothing writes any more: what was collected and not sent, and this collection.
 
         On the loop, not in a thread: two changes of thread cost more than the scan of a small guest, and nothing else is due.
         """
         if self._tracker is not None:
-            return self._known_to_destination(self._tracker.collect_and_clear())
+            return self._unsent | self._known_to_destination(self._tracker.collect_and_clear())
         memory = self._guest.memory
         return Collected(await in_thread(data_extents, memory.fd, 0, memory.size_bytes), PageSet.empty())
 

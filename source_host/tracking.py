@@ -23,6 +23,13 @@ class Collected:
     written: PageSet
     holes: PageSet
 
+    def __or__(self, later: Collected) -> Collected:
+        """Add a later collection; a page is what it was in the later one."""
+        return Collected((self.written - later.holes) | later.written, (self.holes - later.written) | later.holes)
+
+
+NOTHING = Collected(PageSet.empty(), PageSet.empty())
+
 
 class DirtyTracker(Protocol):
     """Tracks one guest's writes between `install` and `remove`; used by one thread at a time."""
