@@ -59,7 +59,7 @@ class Landing:
             else:
                 self._splice(first, end - first)
         self._receive(short)
-        self._mark_filled(pages)
+        self._ledger.mark_filled(pages)
 
     def zero(self, pages: PageSet) -> None:
         """Make `pages` read as zero. Only pages that have contents are written: a hole is zero already."""
@@ -77,15 +77,11 @@ class Landing:
         """Copy those of the `contents` of `pages` into memory that are `wanted`."""
         rows = np.searchsorted(pages.page_numbers(), wanted.page_numbers())
         self._pages[wanted.page_numbers()] = np.frombuffer(contents, np.uint8).reshape(-1, PAGE_BYTES)[rows]
-        self._mark_filled(wanted)
+        self._ledger.mark_filled(wanted)
 
     def close(self) -> None:
         os.close(self._pipe_in)
         os.close(self._pipe_out)
-
-    def _mark_filled(self, pages: PageSet) -> None:
-        for start, stop in zip(pages.starts.tolist(), pages.stops.tolist(), strict=True):
-            self._ledger.mark_filled(start, stop)
 
     def _receive(self, buffers: list[memoryview]) -> None:
         try:

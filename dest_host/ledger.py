@@ -21,6 +21,7 @@ import numpy.typing as npt
 from pagefire.protocol.pages import PageSet
 
 FILLED, MISSING, CLAIMED, RECEIVED, REQUESTED = 1, 2, 4, 8, 16
+_MANY_RUNS = 16
 
 
 class Ledger:
@@ -39,8 +40,8 @@ class Ledger:
         """Tell whether every page of the run has contents here."""
         return bool((self.states[start:stop] & FILLED).all())
 
-    def mark_filled(self, start: int, stop: int) -> None:
-        self.states[start:stop] |= FILLED
+    def mark_filled(self, pages: PageSet) -> None:
+        self._add(pages, FILLED)
 
     def filled_among(self, pages: PageSet) -> PageSet:
         numbers = pages.page_numbers()
@@ -48,8 +49,7 @@ class Ledger:
 
     def set_missing(self, pages: PageSet) -> None:
         """Take over the switchover's bitmap; once, while the guest is parked."""
-        for start, stop in zip(pages.starts.tolist(), pages.stops.tolist(), strict=True):
-            self.states[start:stop] |= MISSING
+        self._add(pages, MISSING)
         self.missing = pages.pages
 
     def claim(self, pages: PageSet) -> PageSet:
@@ -67,6 +67,14 @@ class Ledger:
         with self._lock:
             self.states[numbers] |= RECEIVED
             self.missing -= numbers.size
+
+    def _add(self, pages: PageSet, bits: int) -> None:
+        """Set bits of all pages, once for all where the runs are many and short."""
+        if len(pages) > _MANY_RUNS:
+            self.states[pages.page_numbers()] |= np.uint8(bits)
+            return
+        for start, stop in zip(pages.starts.tolist(), pages.stops.tolist(), strict=True):
+            self.states[start:stop] |= np.uint8(bits)
 
     def request(self, page: int) -> bool:
         """Note that a page is to be fetched; False when that is not needed: requested, claimed or not missing."""

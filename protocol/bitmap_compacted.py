@@ -18,8 +18,9 @@ Layout (version 1). Numbers are little-endian; bit i of a bit string is 1 << i m
     plane     one flag a number, set where it escapes. kind 0: no flag set, no bytes   1: a string of n bits
               2: length varint, then a set of that many bytes: the flagged indices, within n (at most 2 such sets inside another)
 A number v that escapes from a level of width w goes to the next one as (v >> w) - 1. Run 0 starts at page gap 0, every other at
-the forerunner's stop + 1 + its gap; a run holds length + 1 pages. A set of n runs has at least n div 4 bytes after its count (the
-raw form holds no more runs a byte), no gap or length reaches its limit, nothing trails, and form 0 is never longer than form 1.
+the forerunner's stop + 1 + its gap; a run holds length + 1 pages. Limits: a set ends within total_pages, or within the n flags of
+its plane; no width exceeds the bits of its set's limit - 1; after the count of n runs stand at least n / 4 bytes (the raw form
+holds no more runs a byte either); nothing trails; form 0 is never longer than form 1.
 """
 
 from __future__ import annotations
@@ -70,8 +71,9 @@ def encode_compacted(pages: PageSet, total_pages: int) -> bytes:
 def decode_compacted(buf: Buffer, total_pages: int) -> PageSet:
     """Return the set that `encode_compacted` coded for a guest of `total_pages`; the result keeps nothing of `buf`.
 
-    Raises RemoteProtocolError for everything else. Whatever the bytes, allocates at most 1 KiB for each of `buf`, which may be
-    no longer than the raw form and 10 bytes, and 32 MiB; takes time in proportion to `buf`.
+    Raises RemoteProtocolError for everything else. Whatever the bytes, it allocates at most 1 KiB for each of `buf`, which may
+    be no longer than the raw form and 10 bytes, and 64 KiB; and takes time in proportion to `buf`. The result holds at most
+    four runs for each byte.
     """
     reader = _Reader(memoryview(buf))
     version, form = reader.byte(), reader.byte()
@@ -123,8 +125,9 @@ def _encode_sequence(numbers: _Numbers, depth: int, plain: bool = False) -> byte
 def _choose_width(numbers: _Numbers) -> int:
     """Weigh, on a sample, the low bits of every number against what the escaping ones will cost on later levels."""
     stride = -(-numbers.size // _SAMPLE)
-    sample = np.sort(numbers[stride // 2 :: stride]).astype(np.float64)
-    top = int(sample[-1]).bit_length()
+    chosen = np.sort(numbers[stride // 2 :: stride])
+    top = int(chosen[-1]).bit_length()
+    sample = chosen.astype(np.float64)
     widths, powers = _WIDTHS[: top + 1], _POWERS[: top + 1]
     staying = sample.searchsorted(powers)
     escaping = sample.size - staying

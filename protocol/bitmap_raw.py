@@ -49,7 +49,7 @@ def decode_raw(buf: Buffer, total_pages: int) -> PageSet:
     """Return the set that `encode_raw` coded; the result keeps nothing of `buf`.
 
     Raises RemoteProtocolError for a wrong length or a bit past the last page. Allocates at most 512 bytes for each of `buf`
-    (every second bit set, the worst case: four runs a byte) and 32 MiB.
+    (every second bit set, the worst case: four runs a byte) and 64 KiB.
     """
     if len(buf) != raw_bytes(total_pages):
         raise bitmap_refused(f"{len(buf)} bytes of raw bits arrived, {total_pages} pages need {raw_bytes(total_pages)}")

@@ -63,6 +63,7 @@ def source(
     working_set: o.WorkingSet = "25%",
     resident: o.Resident = None,
     seed: o.Seed = 1,
+    stop_at: o.StopAt = 0,
     runtime_dir: o.RuntimeDir = None,
     cpus_source: o.CpusSource = None,
     cpus_guest: o.CpusGuest = None,
@@ -71,7 +72,7 @@ def source(
     from pagefire.protocol.transport.daemon import run_daemon
     from pagefire.source_host.daemon import make_daemon
 
-    config = o.guest_config(memory, resident, vcpus, workload, name, rate, working_set, seed, cpus_guest)
+    config = o.guest_config(memory, resident, vcpus, workload, name, rate, working_set, seed, cpus_guest, stop_at)
     directory = runtime_dir or runtime_directory.default_directory()
     own_cpus = o.cpus(cpus_source)
     raise typer.Exit(run_daemon(lambda: make_daemon(config, directory, own_cpus)))

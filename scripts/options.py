@@ -54,6 +54,14 @@ WorkingSet = Annotated[
 Seed = Annotated[
     int, typer.Option("--seed", help="Seed of the workload and of the memory's contents.", rich_help_panel="Guest")
 ]
+StopAt = Annotated[
+    int,
+    typer.Option(
+        "--stop-at",
+        help="Each vCPU stops after so many transactions since birth: for replays; 0 never.",
+        rich_help_panel="Guest",
+    ),
+]
 RuntimeDir = Annotated[
     Path | None,
     typer.Option("--runtime-dir", help="Where the control sockets lie [default: $XDG_RUNTIME_DIR/pagefire]."),
@@ -137,6 +145,7 @@ def guest_config(
     working_set: str,
     seed: int,
     cpus_guest: str | None,
+    stop_at: int = 0,
 ) -> GuestConfig:
     """Parse what describes a guest; raises UsageError before anything is started."""
     memory_bytes = parse_size(memory)
@@ -159,6 +168,7 @@ def guest_config(
         workload=workload,
         seed=seed,
         rate=parse_rate(rate) if rate is not None else None,
+        stop_at=stop_at,
         cpus=cpus(cpus_guest) or None,
     )
     config.layout()
