@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from pagefire.dest_host.intake import Intake
+from pagefire.dest_host.intake import Intake, Origin
 from pagefire.dest_host.landing import Landing
 from pagefire.dest_host.ledger import Ledger
 from pagefire.dest_host.publishing import Publisher
@@ -48,8 +48,6 @@ class FaultHandler:
         self._to_fetch: asyncio.Queue[int] = asyncio.Queue()
         #: Faults on pages that were here already.
         self.minor_faults = 0
-        #: Pages that came over the fault connection.
-        self.fetched_pages = 0
 
     def start(self) -> None:
         asyncio.get_running_loop().add_reader(self._uffd, self._serve)
@@ -72,9 +70,9 @@ class FaultHandler:
             match message:
                 case Pages(pages):
                     contents = await stream.receive_payload(pages.pages * PAGE_BYTES)
-                    self.fetched_pages += self._intake.take_fetched(pages, contents, landing)
+                    self._intake.take_fetched(pages, contents, landing)
                 case ZeroPages(pages):
-                    self.fetched_pages += self._intake.take_zero(pages, landing)
+                    self._intake.take_zero(pages, landing, Origin.FETCHED)
 
     def _serve(self) -> None:
         now = time.monotonic_ns()

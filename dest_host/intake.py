@@ -6,6 +6,7 @@ connection has brought its marker, and the source pushes only after HANDOVER).
 
 from __future__ import annotations
 
+import enum
 import threading
 import time
 from collections.abc import Callable
@@ -19,6 +20,13 @@ from pagefire.protocol.errors import RemoteProtocolError
 from pagefire.protocol.pages import PageSet
 
 
+class Origin(enum.Enum):
+    """Why a page came after the resume."""
+
+    PUSHED = "pushed"
+    FETCHED = "fetched"
+
+
 class Intake:
     """Takes pages from any number of connections, each with its own thread and `Landing`."""
 
@@ -30,6 +38,9 @@ class Intake:
         self._waiting: dict[int, int] = {}
         self._waiting_lock = threading.Lock()
         self._on_complete: Callable[[], object] = lambda: None
+        self._counting = threading.Lock()
+        #: Pages of the bitmap that came after the resume, each counted once.
+        self.received_pages = dict.fromkeys(Origin, 0)
         #: Waits of vCPUs, fault read to page published, in ns.
         self.waits_ns: list[int] = []
 
@@ -47,38 +58,35 @@ class Intake:
                 "the peer sent a page outside the guest's memory", f"page {int(pages.stops[-1]) - 1}"
             )
 
-    def take(self, pages: PageSet, landing: Landing) -> int:
-        """Take the contents of `pages` from the landing's socket; gives how many of them the bitmap had named (none before it)."""
+    def take(self, pages: PageSet, landing: Landing) -> None:
+        """Take pushed contents of `pages` from the landing's socket."""
         self.check_within(pages)
         if not self._resumed:
             landing.fill(pages)
-            return 0
+            return
         fresh = self._ledger.claim(pages)
         if fresh == pages:
             landing.fill(pages)
         else:
             landing.fill_some(pages, fresh)
-        self._received(fresh)
-        return fresh.pages
+        self._received(fresh, Origin.PUSHED)
 
-    def take_zero(self, pages: PageSet, landing: Landing) -> int:
-        """Make `pages` zero; gives how many of them the bitmap had named."""
-        self.check_within(pages)
-        if not self._resumed:
-            landing.zero(pages)
-            return 0
-        fresh = self._ledger.claim(pages)
-        landing.zero(fresh)
-        self._received(fresh)
-        return fresh.pages
-
-    def take_fetched(self, pages: PageSet, contents: bytes, landing: Landing) -> int:
-        """Take pages whose contents have been read already, after the resume; gives how many of them the bitmap had named."""
+    def take_fetched(self, pages: PageSet, contents: bytes, landing: Landing) -> None:
+        """Take the fetched `contents` of `pages`, which have been read already; after the resume only."""
         self.check_within(pages)
         fresh = self._ledger.claim(pages)
         landing.place(pages, contents, fresh)
-        self._received(fresh)
-        return fresh.pages
+        self._received(fresh, Origin.FETCHED)
+
+    def take_zero(self, pages: PageSet, landing: Landing, origin: Origin) -> None:
+        """Make `pages` zero."""
+        self.check_within(pages)
+        if not self._resumed:
+            landing.zero(pages)
+            return
+        fresh = self._ledger.claim(pages)
+        landing.zero(fresh)
+        self._received(fresh, origin)
 
     def note_wait(self, page: int, since_ns: int) -> None:
         """A vCPU waits for this page since then; its latency is taken when the page is published."""
@@ -94,8 +102,13 @@ class Intake:
             for page in [page for page in self._waiting if start <= page < stop]:
                 self.waits_ns.append(now - self._waiting.pop(page))
 
-    def _received(self, fresh: PageSet) -> None:
-        """Order: full, then received, then published; a fault that comes in between finds it received and publishes it itself."""
+    def _received(self, fresh: PageSet, origin: Origin) -> None:
+        """Order: full, then received, then published; a fault that comes in between finds it received and publishes it itself.
+
+        Counted before completion can be told, so that the counts are whole when it is.
+        """
+        with self._counting:
+            self.received_pages[origin] += fresh.pages
         self._ledger.mark_received(fresh)
         filled = self._ledger.filled_among(fresh)
         for start, stop in zip(filled.starts.tolist(), filled.stops.tolist(), strict=True):

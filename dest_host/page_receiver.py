@@ -6,7 +6,7 @@ import socket
 import threading
 from collections.abc import Callable
 
-from pagefire.dest_host.intake import Intake
+from pagefire.dest_host.intake import Intake, Origin
 from pagefire.dest_host.landing import Landing
 from pagefire.protocol.connection import Arrival, Connection
 from pagefire.protocol.errors import LinkLost
@@ -33,8 +33,6 @@ class PageReceiver:
         self._on_round_end = on_round_end
         self._on_end = on_end
         self._thread = threading.Thread(target=self._run, name="page-receiver", daemon=True)
-        #: Pages taken after the resume: every one was named by the bitmap and is counted once.
-        self.pages_after_resume = 0
 
     def start(self) -> None:
         self._thread.start()
@@ -55,9 +53,9 @@ class PageReceiver:
     def _take(self, arrival: Arrival) -> None:
         match arrival.message:
             case Pages(pages):
-                self.pages_after_resume += self._intake.take(pages, self._landing)
+                self._intake.take(pages, self._landing)
             case ZeroPages(pages):
-                self.pages_after_resume += self._intake.take_zero(pages, self._landing)
+                self._intake.take_zero(pages, self._landing, Origin.PUSHED)
             case RoundEnd(number):
                 self._on_round_end(number)
 

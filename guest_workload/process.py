@@ -32,7 +32,7 @@ from pagefire.protocol.errors import GuestError, PagefireError, UsageError
 if TYPE_CHECKING:
     from pagefire.guest_workload.workload import Workload
 
-GUEST_AUTOGROUP_NICE = 5
+GUEST_AUTOGROUP_NICE = 0
 _START_TIMEOUT_S = 60.0
 _MAX_PROBLEMS = 100
 

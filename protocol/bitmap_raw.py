@@ -40,7 +40,7 @@ def encode_raw(pages: PageSet, total_pages: int) -> bytes:
     from_low, below_high = np.uint8(255) << low, (one << high) - one
     inside = first == last
     np.bitwise_or.at(coded, first[inside], (from_low & below_high)[inside])
-    np.bitwise_or.at(coded, first[~inside], from_low[~inside] * (low[~inside] > 0))
+    np.bitwise_or.at(coded, first[~inside], from_low[~inside])
     np.bitwise_or.at(coded, last[~inside], below_high[~inside])
     return coded[:-1].tobytes()
 

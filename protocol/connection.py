@@ -14,8 +14,18 @@ from dataclasses import dataclass
 from pagefire.protocol import messages
 from pagefire.protocol.errors import LinkLost, LocalProtocolError, RemoteProtocolError
 from pagefire.protocol.frames import FrameDecoder, encode_head
-from pagefire.protocol.messages import Failure, Hello, Message, Pages, Welcome
-from pagefire.protocol.pages import PAGE_BYTES
+from pagefire.protocol.messages import (
+    MAX_FRAME_PAGES,
+    MAX_FRAME_RUNS,
+    Failure,
+    Fetch,
+    Hello,
+    Message,
+    Pages,
+    Switchover,
+    Welcome,
+    ZeroPages,
+)
 from pagefire.protocol.state import CONTROL, STREAMS, WITH_PAYLOAD, Phase, Role, Side
 
 
@@ -46,7 +56,7 @@ class Connection:
         try:
             self._advance(message, self.side, payload_bytes)
             return encode_head(message.kind, messages.encode(message), payload_bytes)
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             raise LocalProtocolError(f"{type(message).__name__} may not be sent now", str(error)) from None
 
     def receive(self, received: bytes | bytearray | memoryview) -> Arrival | None:
@@ -69,10 +79,7 @@ class Connection:
     def _advance(self, message: Message, sender: Side, payload_bytes: int) -> None:
         """Check one message against the tables and move on; raises ValueError."""
         kind = type(message)
-        if payload_bytes and kind not in WITH_PAYLOAD:
-            raise ValueError("it carries no payload")
-        if isinstance(message, Pages) and payload_bytes != message.pages.pages * PAGE_BYTES:
-            raise ValueError(f"{message.pages.pages} pages announced, {payload_bytes} bytes of payload")
+        _check_size(message, payload_bytes)
         if isinstance(message, Hello):
             self.role = self._role_of(message)
         if self.role in (None, Role.CONTROL) or self.phase in (Phase.GREETING, Phase.JOINING):
@@ -81,6 +88,8 @@ class Connection:
                 raise ValueError(f"not by the {sender.value} in phase {self.phase.value}")
             streaming = isinstance(message, Welcome) and self.role is not Role.CONTROL
             self.phase = Phase.ACTIVE if streaming else following
+        elif self.phase is Phase.OVER:
+            raise ValueError(f"not by the {sender.value} in phase {self.phase.value}")
         elif kind is Failure:
             self.phase = Phase.OVER
         elif kind not in STREAMS[self._stream_role(), sender]:
@@ -98,3 +107,19 @@ class Connection:
         if self.role is not None and role is not self.role:
             raise ValueError(f"role {role.value} on a {self.role.value} connection")
         return role
+
+
+def _check_size(message: Message, payload_bytes: int) -> None:
+    """Check what a message announces against its payload and the limits of a frame; raises ValueError."""
+    if payload_bytes and type(message) not in WITH_PAYLOAD:
+        raise ValueError("it carries no payload")
+    match message:
+        case Pages(pages) if payload_bytes != pages.size_bytes:
+            raise ValueError(f"{pages.pages} pages announced, {payload_bytes} bytes of payload")
+        case Switchover(registers_bytes=registers_bytes) if not 0 <= registers_bytes <= payload_bytes:
+            raise ValueError(f"{registers_bytes} bytes of registers announced, {payload_bytes} bytes of payload")
+        # A receiver holds what one frame names, page by page. ZeroPages may name any number: it brings nothing to hold.
+        case Pages(pages) | Fetch(pages) if pages.pages > MAX_FRAME_PAGES:
+            raise ValueError(f"{pages.pages} pages, a frame names {MAX_FRAME_PAGES} at most")
+        case Pages(pages) | Fetch(pages) | ZeroPages(pages) if len(pages) > MAX_FRAME_RUNS:
+            raise ValueError(f"{len(pages)} runs of pages, a frame names {MAX_FRAME_RUNS} at most")

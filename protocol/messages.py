@@ -8,6 +8,7 @@ Payload bytes (page contents, the switchover's bitmap) travel behind the body, s
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Callable
@@ -20,11 +21,9 @@ import numpy as np
 from pagefire.protocol.errors import RemoteProtocolError
 from pagefire.protocol.pages import PageSet
 
-#: Pages that one frame carries at most (8 MiB), and runs: bounds what a receiver has to hold for one frame.
+#: Pages that one Pages or Fetch names at most (8 MiB), and runs, ZeroPages' too: bounds what a receiver has to hold for one frame.
 MAX_FRAME_PAGES = 2048
 MAX_FRAME_RUNS = 512
-#: Runs that an announcement of extents carries at most.
-MAX_EXTENT_RUNS = 40_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,7 +269,7 @@ def encode(message: Message) -> bytes:
 
 def decode(kind: int, body: bytes) -> Message:
     """Build the message of a frame; raises RemoteProtocolError naming the message and the field."""
-    message_class = _CLASSES.get(kind)
+    message_class = CLASSES.get(kind)
     if message_class is None:
         raise RemoteProtocolError("the peer sent an unknown message", f"kind {kind}")
     try:
@@ -307,8 +306,10 @@ def _exactly(expected: type) -> Callable[[Any], Any]:
     def build(value: Any) -> Any:
         if type(value) is not expected:
             raise ValueError(f"{expected.__name__} expected, {type(value).__name__} came")
-        if type(value) is int and not -1 <= value < 1 << 63:
+        if type(value) is int and not -1 <= value < 1 << 64:
             raise ValueError(f"{value} is out of range")
+        if type(value) is float and not math.isfinite(value):
+            raise ValueError(f"{value} is no number")
         return value
 
     return build
@@ -338,8 +339,11 @@ def _builder(annotation: Any) -> Callable[[Any], Any]:
     return _exactly(annotation)
 
 
-_CLASSES: dict[int, type[Message]] = {c.kind: c for c in Message.__subclasses__()}
+#: Not `Message.__subclasses__()`: slots make each class anew, and the one without them is listed there as well, until it is collected.
+CLASSES: dict[int, type[Message]] = {
+    c.kind: c for c in tuple(globals().values()) if isinstance(c, type) and issubclass(c, Message) and c is not Message
+}
 _BUILDERS: dict[type[Message], dict[str, Callable[[Any], Any]]] = {}
-for _class in _CLASSES.values():
+for _class in CLASSES.values():
     _hints = typing.get_type_hints(_class)
     _BUILDERS[_class] = {f.name: _builder(_hints[f.name]) for f in dataclasses.fields(_class)}

@@ -17,6 +17,7 @@ CAPABILITIES = tuple(sorted(REQUIRED | {"raw-bitmap", "page-digests"}))
 MODES = ("hybrid", "precopy", "postcopy", "stop-and-copy")
 MAX_STREAMS = 16
 MAX_VCPUS = 256
+MAX_NAME_CHARACTERS = 40
 
 
 def choose_version(hello: Hello) -> int:
@@ -49,6 +50,11 @@ def check_welcome(welcome: Welcome) -> None:
 
 def check_offer(offer: Offer, max_guest_memory_bytes: int) -> None:
     """Raise PeerRefused unless a guest of this shape may come here."""
+    if not 1 <= len(offer.name) <= MAX_NAME_CHARACTERS or not offer.name.isprintable():
+        raise PeerRefused(
+            f"{offer.name[:MAX_NAME_CHARACTERS]!r} is no name for a guest",
+            f"1 to {MAX_NAME_CHARACTERS} printable characters are",
+        )
     if offer.page_bytes != PAGE_BYTES:
         raise PeerRefused("the guest's pages are of another size", f"{offer.page_bytes} bytes, here {PAGE_BYTES}")
     if offer.memory_bytes <= 0 or offer.memory_bytes % PAGE_BYTES:
@@ -59,7 +65,8 @@ def check_offer(offer: Offer, max_guest_memory_bytes: int) -> None:
             f"{format_size(offer.memory_bytes)} of memory, {format_size(max_guest_memory_bytes)} allowed there",
             "start the destination with a larger --max-guest-memory",
         )
-    if not 1 <= offer.vcpus <= MAX_VCPUS or not 1 <= offer.streams <= MAX_STREAMS or offer.mode not in MODES:
-        raise PeerRefused(
-            "the offer is outside this release's limits", f"{offer.vcpus} vCPUs, {offer.streams} streams, {offer.mode}"
-        )
+    for count, what, limit in ((offer.vcpus, "vCPUs", MAX_VCPUS), (offer.streams, "page connections", MAX_STREAMS)):
+        if not 1 <= count <= limit:
+            raise PeerRefused(f"the offer is of {count} {what}", f"the destination takes 1 to {limit}")
+    if offer.mode not in MODES:
+        raise PeerRefused(f"the destination knows no mode {offer.mode!r}", f"it knows {', '.join(MODES)}")

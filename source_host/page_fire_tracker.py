@@ -6,6 +6,9 @@ lets the vCPU go on: 50-80 us a fire instead of half a microsecond.
 One lock makes "mark and unprotect" and "take the marks and protect" exclude each other. Without it a collection could fall between
 a mark and its unprotect: the page would be taken as dirty, protected while it still was, and then be unprotected by the late
 handler, and every later store to it would be lost.
+
+As in pagemap_tracker.py only granules that hold data are protected (protecting a hole installs a marker, so all of 64 GiB of holes
+takes 128 MiB of page tables), and the file is asked what has appeared in the gaps between them.
 """
 
 from __future__ import annotations
@@ -17,8 +20,8 @@ import threading
 import numpy as np
 
 from pagefire.guest_workload.linux import userfaultfd
-from pagefire.guest_workload.linux.memfd import data_extents
-from pagefire.protocol.pages import PAGE_BYTES, PageSet, pages_of
+from pagefire.protocol.pages import GRANULE_PAGES, PAGE_BYTES, PageSet, pages_of
+from pagefire.source_host.extents import data_among
 from pagefire.source_host.tracking import Collected
 
 
@@ -32,6 +35,8 @@ class PageFireTracker:
         self._address = address
         self._memory_fd = memory_fd
         self._memory_bytes = memory_bytes
+        self._total_pages = pages_of(memory_bytes)
+        self._known = PageSet.empty()
         self._fired: list[int] = []
         self._lock = threading.Lock()
         self._stop_reading, self._stop = os.pipe()
@@ -42,16 +47,18 @@ class PageFireTracker:
     def install(self) -> PageSet:
         userfaultfd.register(self._uffd, self._address, self._memory_bytes, userfaultfd.Mode.WP)
         self._thread.start()
-        userfaultfd.write_protect(self._uffd, self._address, self._memory_bytes, protect=True)
-        return data_extents(self._memory_fd, 0, self._memory_bytes)
+        return self._adopt(data_among(self._memory_fd, PageSet.span(0, self._total_pages)))
 
     def collect_and_clear(self) -> Collected:
+        appeared = data_among(self._memory_fd, PageSet.span(0, self._total_pages) - self._known)
         with self._lock:
             fired, self._fired = self._fired, []
             dirty = PageSet.of_pages(np.array(fired, np.int64))
-            for start, count in zip(dirty.starts.tolist(), dirty.counts.tolist(), strict=True):
-                self._set_protection(start, count, protect=True)
-        return Collected(dirty & PageSet.span(0, pages_of(self._memory_bytes)), PageSet.empty())
+            self._protect(dirty)
+        if appeared:
+            dirty |= self._adopt(appeared)
+        there = data_among(self._memory_fd, dirty)
+        return Collected(there, dirty - there)
 
     def remove(self) -> None:
         if self._removed:
@@ -63,6 +70,17 @@ class PageFireTracker:
             self._thread.join()
         os.close(self._stop_reading)
         os.close(self._uffd)
+
+    def _adopt(self, appeared: PageSet) -> PageSet:
+        """Protect the granules around new data; gives the data in them. Protected first, looked at afterwards."""
+        granules = appeared.rounded(GRANULE_PAGES, self._total_pages) - self._known
+        self._protect(granules)
+        self._known |= granules
+        return data_among(self._memory_fd, granules)
+
+    def _protect(self, pages: PageSet) -> None:
+        for start, count in zip(pages.starts.tolist(), pages.counts.tolist(), strict=True):
+            self._set_protection(start, count, protect=True)
 
     def _answer_fires(self) -> None:
         poll = select.poll()

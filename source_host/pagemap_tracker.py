@@ -6,6 +6,9 @@ reports such a page on every kernel. Consequence: memory is divided into *known*
 Known granules are scanned with that one mask, holes in them included; in the gaps the file itself is asked (SEEK_DATA) whether
 data has appeared, and a granule in which it has becomes known, is protected, and is then read as wholly written. Cost: a clean
 granule 0.5 us a scan; a gap one system call, whatever its size.
+
+What no tracker here sees: a page that the guest gives back (MADV_REMOVE) without having written it since the last collection. The
+kernel keeps its protection, so it reads clean, and the destination keeps the contents that the guest has given up.
 """
 
 from __future__ import annotations
@@ -15,9 +18,9 @@ import os
 import numpy as np
 
 from pagefire.guest_workload.linux import pagemap, userfaultfd
-from pagefire.guest_workload.linux.memfd import data_extents
 from pagefire.guest_workload.linux.selftest import PROTECT, WRITTEN_ONLY
 from pagefire.protocol.pages import GRANULE_PAGES, PAGE_BYTES, PageSet, pages_of
+from pagefire.source_host.extents import data_among
 from pagefire.source_host.tracking import Collected
 
 
@@ -40,16 +43,16 @@ class PagemapTracker:
     def install(self) -> PageSet:
         assert self._uffd is not None
         userfaultfd.register(self._uffd, self._address, self._memory_bytes, userfaultfd.Mode.WP)
-        return self._adopt(self._data(PageSet.span(0, self._total_pages)))
+        return self._adopt(data_among(self._memory_fd, PageSet.span(0, self._total_pages)))
 
     def collect_and_clear(self) -> Collected:
-        appeared = self._data(PageSet.span(0, self._total_pages) - self._known)
+        appeared = data_among(self._memory_fd, PageSet.span(0, self._total_pages) - self._known)
         dirty = self._protect_written(self._known)
         if appeared:
             dirty |= self._adopt(appeared)
         # Only a granule that had holes can have reported one: elsewhere the file need not be asked.
         doubtful = dirty - self._solid
-        holes = doubtful - self._data(doubtful) if doubtful else doubtful
+        holes = doubtful - data_among(self._memory_fd, doubtful) if doubtful else doubtful
         return Collected(dirty - holes, holes)
 
     def remove(self) -> None:
@@ -62,7 +65,7 @@ class PagemapTracker:
         """Make the granules around new data known; gives the data in them. Protected first, looked at afterwards."""
         granules = appeared.rounded(GRANULE_PAGES, self._total_pages) - self._known
         self._protect_written(granules)
-        extents = self._data(granules)
+        extents = data_among(self._memory_fd, granules)
         self._known |= granules
         self._solid |= _whole_granules(extents)
         return extents
@@ -80,19 +83,6 @@ class PagemapTracker:
         if not starts:
             return PageSet.empty()
         return PageSet.of_runs(np.concatenate(starts), np.concatenate(stops))
-
-    def _data(self, ranges: PageSet) -> PageSet:
-        found = PageSet.empty()
-        pieces = [
-            data_extents(self._memory_fd, start * PAGE_BYTES, stop * PAGE_BYTES)
-            for start, stop in zip(ranges.starts.tolist(), ranges.stops.tolist(), strict=True)
-        ]
-        pieces = [piece for piece in pieces if piece]
-        if pieces:
-            found = PageSet.of_runs(
-                np.concatenate([piece.starts for piece in pieces]), np.concatenate([piece.stops for piece in pieces])
-            )
-        return found
 
 
 def _whole_granules(extents: PageSet) -> PageSet:

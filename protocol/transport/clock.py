@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 
+from pagefire.protocol.errors import RemoteProtocolError
 from pagefire.protocol.messages import ClockProbe, ClockReading
 from pagefire.protocol.report import Clock
 from pagefire.protocol.transport.frame_stream import FrameStream
@@ -33,6 +34,8 @@ async def compare_clocks(control: FrameStream, peer_identity: str, timeout_s: fl
         await control.send(ClockProbe(sent_ns))
         reading = await control.expect(ClockReading, timeout_s)
         trip_ns = time.monotonic_ns() - sent_ns
+        if reading.sent_ns != sent_ns:
+            raise RemoteProtocolError("the destination answered another clock probe than the last")
         if trip_ns < quickest_ns:
             quickest_ns, offset_ns = trip_ns, reading.here_ns - (sent_ns + trip_ns / 2)
     return Clock(shared=False, offset_s=offset_ns / 1e9, error_s=quickest_ns / 2e9)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import socket
 from collections.abc import Awaitable, Callable, Mapping
@@ -19,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from pagefire.protocol.errors import Cancelled, PagefireError, UsageError
+
+log = logging.getLogger("pagefire.control")
 
 Json = dict[str, Any]
 Emit = Callable[[Json], None]
@@ -71,6 +74,13 @@ class ControlServer:
             emit({"error": {"what": error.what, "why": error.why, "do": error.do, "exit_code": error.exit_code}})
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             emit({"error": {"what": "bad request", "why": repr(error), "do": "", "exit_code": 2}})
+        except Exception as error:
+            # The daemon goes on, and the command is told: a connection that just ends would say that the daemon is gone.
+            log.exception("operation failed", exc_info=error)
+            why = f"{type(error).__name__}: {error}"
+            emit(
+                {"error": {"what": "the daemon failed unexpectedly", "why": why, "do": "read its log", "exit_code": 1}}
+            )
         finally:
             self._conversations.discard(task)
             writer.close()

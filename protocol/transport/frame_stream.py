@@ -81,7 +81,7 @@ class FrameStream:
         return self.sock
 
     def close(self) -> None:
-        """Close at once; whoever waits on the socket is told by the loop."""
+        """Close at once; whoever waits on the socket is told, by uvloop (asyncio's own loop would let it wait on)."""
         close_socket(self.sock)
 
     async def _read(self, limit: int) -> bytes:
@@ -134,6 +134,9 @@ async def connect(host: str, port: int, connection: Connection, timeout_s: float
                     sock.close()
                     failure = error
                     continue
+                except BaseException:
+                    sock.close()
+                    raise
                 return FrameStream(sock, connection)
             raise failure or OSError("no address")
     except TimeoutError:
@@ -156,11 +159,13 @@ def listen(host: str, port: int) -> socket.socket:
         family, kind, number, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-        sock = socket.socket(family, kind, number)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        _choose_congestion_control(sock, str(address[0]))
-        sock.bind(address)
-        sock.listen(64)
+        with contextlib.ExitStack() as on_failure:
+            sock = on_failure.enter_context(socket.socket(family, kind, number))
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            _choose_congestion_control(sock, str(address[0]))
+            sock.bind(address)
+            sock.listen(64)
+            on_failure.pop_all()
     except OSError as error:
         raise PagefireError(
             f"cannot listen on {host}:{port}",

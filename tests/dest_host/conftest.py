@@ -1,0 +1,34 @@
+"""What the tests of this package share: one other process that uses guest memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from pagefire.guest_workload.linux import memfd
+from tests.support.memory import fresh
+from tests.support.memory_user import MemoryUser
+
+MemoryMaker = Callable[[int], memfd.Mapping]
+
+
+@pytest.fixture(scope="package")
+def user() -> Iterator[MemoryUser]:
+    """A process that uses guest memory on command; each test maps memory of its own."""
+    with MemoryUser() as one:
+        yield one
+
+
+@pytest.fixture
+def make_memory() -> Iterator[MemoryMaker]:
+    """Make memory of so many pages, all holes, that is unmapped with the test."""
+    made: list[memfd.Mapping] = []
+
+    def make(pages: int) -> memfd.Mapping:
+        made.append(fresh(pages))
+        return made[-1]
+
+    yield make
+    for memory in made:
+        memory.close()

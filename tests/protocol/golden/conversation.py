@@ -1,0 +1,77 @@
+"""A whole migration as messages, and pairs of connections that have come to any phase of it: found in the table, not written down."""
+
+from __future__ import annotations
+
+from pagefire.protocol import messages as m
+from pagefire.protocol.connection import Arrival, Connection
+from pagefire.protocol.frames import encode_head
+from pagefire.protocol.state import CONTROL, Phase, Role, Side
+from tests.protocol.golden.examples import BY_CLASS, EXAMPLES
+
+Step = tuple[Side, m.Message, int]
+
+
+def example(message_class: type[m.Message], role: Role = Role.CONTROL) -> tuple[m.Message, int]:
+    if message_class is m.Hello:
+        hello = EXAMPLES["Hello control"][0]
+        assert isinstance(hello, m.Hello)
+        return m.Hello(
+            hello.versions, hello.capabilities, role.value, 0, hello.session, hello.secret, hello.software, hello.name
+        ), 0
+    return BY_CLASS[message_class]
+
+
+def steps_to(goal: Phase, role: Role = Role.CONTROL) -> list[Step]:
+    """Find the shortest legal conversation that ends in `goal` on a control connection."""
+    paths: dict[Phase, list[Step]] = {Phase.GREETING: []}
+    while goal not in paths:
+        known = dict(paths)
+        for (phase, sender), allowed in CONTROL.items():
+            for message_class, following in allowed.items():
+                if phase in known and following not in paths:
+                    paths[following] = [*known[phase], (sender, *example(message_class, role))]
+    return paths[goal]
+
+
+class Pair:
+    """Both ends of one connection; `pass_on` brings a message from one to the other, in pieces."""
+
+    def __init__(self, role: Role = Role.CONTROL) -> None:
+        self.ends = {Side.SOURCE: Connection(Side.SOURCE, role), Side.DESTINATION: Connection(Side.DESTINATION)}
+
+    @classmethod
+    def at(cls, phase: Phase) -> Pair:
+        """Make the two ends of a control connection that has come to `phase`."""
+        pair = cls()
+        for sender, message, payload_bytes in steps_to(phase):
+            pair.pass_on(sender, message, payload_bytes)
+        return pair
+
+    @classmethod
+    def streaming(cls, role: Role) -> Pair:
+        """Make the two ends of a page or fault connection that has been greeted."""
+        pair = cls(role)
+        pair.pass_on(Side.SOURCE, *example(m.Hello, role))
+        pair.pass_on(Side.DESTINATION, *example(m.Welcome))
+        return pair
+
+    @property
+    def phases(self) -> set[Phase]:
+        return {end.phase for end in self.ends.values()}
+
+    def pass_on(self, sender: Side, message: m.Message, payload_bytes: int = 0, piece_bytes: int = 1 << 20) -> Arrival:
+        return self.deliver(sender.peer, self.ends[sender].send(message, payload_bytes), piece_bytes)
+
+    def force(self, receiver: Side, message: m.Message, payload_bytes: int = 0) -> Arrival:
+        """Bring a message that the other end would not have sent."""
+        return self.deliver(receiver, encode_head(message.kind, m.encode(message), payload_bytes))
+
+    def deliver(self, receiver: Side, head: bytes, piece_bytes: int = 1 << 20) -> Arrival:
+        end, arrival = self.ends[receiver], None
+        while head:
+            assert arrival is None
+            size = min(end.wanted, piece_bytes)
+            arrival = end.receive(head[:size])
+            head = head[size:]
+        assert arrival is not None
+        return arrival

@@ -1,0 +1,125 @@
+"""Frames: whatever pieces they come in, whatever else is at the other end, and never a byte too many."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from pagefire.protocol.errors import RemoteProtocolError
+from pagefire.protocol.frames import (
+    HEADER_BYTES,
+    MAGIC,
+    MAX_BODY_BYTES,
+    MAX_PAYLOAD_BYTES,
+    FrameDecoder,
+    FrameHead,
+    encode_head,
+)
+
+bodies = st.binary(max_size=300)
+kinds = st.integers(0, 255)
+
+
+def pour(decoder: FrameDecoder, stream: bytes, piece_bytes: int) -> Iterator[FrameHead]:
+    """Feed a stream whose payloads hold no bytes, in pieces, as an owner of a socket would."""
+    while stream:
+        size = min(decoder.wanted, piece_bytes)
+        head = decoder.feed(stream[:size])
+        stream = stream[size:]
+        if head is not None:
+            yield head
+
+
+def test_header_is_the_specified_one() -> None:
+    assert encode_head(18, b"abc", 5) == b"PGF1" + bytes((18, 0, 0, 0)) + b"\3\0\0\0" + b"\5\0\0\0" + b"abc"
+
+
+@given(st.lists(st.tuples(kinds, bodies), max_size=5), st.integers(1, 400))
+@example([(1, b"x"), (2, b"")], 1)
+def test_frames_come_out_as_they_went_in(frames: list[tuple[int, bytes]], piece_bytes: int) -> None:
+    stream = b"".join(encode_head(kind, body, 0) for kind, body in frames)
+    decoder = FrameDecoder()
+    assert list(pour(decoder, stream, piece_bytes)) == [FrameHead(kind, body, 0) for kind, body in frames]
+    assert decoder.between_frames
+
+
+@given(bodies, st.integers(1, MAX_PAYLOAD_BYTES))
+def test_payload_is_never_wanted(body: bytes, payload_bytes: int) -> None:
+    decoder = FrameDecoder()
+    stream, taken = encode_head(16, body, payload_bytes) + b"payload", 0
+    while True:
+        size = decoder.wanted
+        head = decoder.feed(stream[taken : taken + size])
+        taken += size
+        if head is not None:
+            break
+    assert (head.payload_bytes, stream[taken:]) == (payload_bytes, b"payload")
+    assert decoder.wanted == HEADER_BYTES
+
+
+def test_more_than_wanted_is_refused() -> None:
+    decoder = FrameDecoder()
+    with pytest.raises(ValueError, match="payload"):
+        decoder.feed(encode_head(16, b"", 7) + b"p")
+
+
+@pytest.mark.parametrize("cut", range(1, HEADER_BYTES + 4))
+def test_a_stream_that_ends_inside_a_frame_is_noticed(cut: int) -> None:
+    decoder = FrameDecoder()
+    assert list(pour(decoder, encode_head(1, b"body", 0)[:cut], 1)) == []
+    assert not decoder.between_frames
+    assert decoder.wanted == (HEADER_BYTES if cut < HEADER_BYTES else HEADER_BYTES + 4) - cut
+
+
+def test_reserved_bytes_are_ignored() -> None:
+    assert FrameDecoder().feed(b"PGF1" + bytes((9, 1, 2, 3)) + bytes(8)) == FrameHead(9, b"", 0)
+
+
+@pytest.mark.parametrize(("body_bytes", "payload_bytes"), [(MAX_BODY_BYTES + 1, 0), (0, MAX_PAYLOAD_BYTES + 1)])
+def test_limits(body_bytes: int, payload_bytes: int) -> None:
+    with pytest.raises(ValueError, match="too large"):
+        encode_head(1, bytes(body_bytes), payload_bytes)
+    # Refused by the header alone: nothing was allocated for what it announces.
+    with pytest.raises(RemoteProtocolError, match="beyond the limits"):
+        FrameDecoder().feed(struct.pack("<4sB3xII", MAGIC, 1, body_bytes, payload_bytes))
+
+
+def test_the_largest_frame_passes() -> None:
+    decoder = FrameDecoder()
+    head = encode_head(1, bytes(MAX_BODY_BYTES), MAX_PAYLOAD_BYTES)
+    assert decoder.feed(head[:HEADER_BYTES]) is None
+    assert decoder.feed(head[HEADER_BYTES:]) == FrameHead(1, bytes(MAX_BODY_BYTES), MAX_PAYLOAD_BYTES)
+
+
+@pytest.mark.parametrize(
+    ("first", "named"),
+    [
+        (b"HTTP/1.1 400 Bad", "HTTP"),
+        (b"GET / HTTP/1.1\r\n", "HTTP"),
+        (b"POST / HTTP/1.1\r", "HTTP"),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01", "TLS"),
+        (b"\x15\x03\x01\x00\x02\x02\x0a", "TLS"),
+        (b"SSH-2.0-OpenSSH", "SSH"),
+        (b"PGF2" + bytes(12), "PGF2"),
+        (b"\x00\x01\xff", "xff"),
+    ],
+)
+def test_a_stranger_is_named(first: bytes, named: str) -> None:
+    with pytest.raises(RemoteProtocolError, match="not a pagefire daemon") as refused:
+        FrameDecoder().feed(first)
+    assert named in refused.value.why
+    assert "host and port" in refused.value.do
+
+
+@given(st.binary(min_size=1, max_size=200))
+def test_random_bytes_give_a_frame_or_the_refusal(stream: bytes) -> None:
+    decoder = FrameDecoder()
+    if not MAGIC.startswith(stream[:4]):
+        with pytest.raises(RemoteProtocolError, match="not a pagefire daemon"):
+            list(pour(decoder, stream, 1))
+    else:
+        assert list(pour(decoder, stream[:HEADER_BYTES], 1)) == []

@@ -1,0 +1,117 @@
+"""Connections between a source's and a destination's real page code, over TCP on loopback, without the daemons around them."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from types import TracebackType
+
+from pagefire.dest_host.intake import Intake
+from pagefire.dest_host.landing import Landing
+from pagefire.dest_host.ledger import Ledger
+from pagefire.dest_host.page_receiver import PageReceiver
+from pagefire.dest_host.publishing import Publisher
+from pagefire.guest_workload.linux import memfd
+from pagefire.protocol.connection import Connection
+from pagefire.protocol.messages import Hello, Welcome
+from pagefire.protocol.pages import PageSet
+from pagefire.protocol.state import Role, Side
+from pagefire.protocol.transport.frame_stream import FrameStream
+from pagefire.source_host.page_stream import PageStream, striped
+
+_PATIENCE_S = 60.0
+
+
+def tcp_pair() -> tuple[socket.socket, socket.socket]:
+    """Connect two blocking TCP sockets; what one sends leaves at once."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        one = socket.create_connection(listener.getsockname())
+        other, _ = listener.accept()
+    for sock in (one, other):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return one, other
+
+
+def greeted(role: Role) -> tuple[Connection, Connection]:
+    """Give both ends of a page or fault connection that has joined its session."""
+    source, destination = Connection(Side.SOURCE, role), Connection(Side.DESTINATION)
+    hello = Hello([1], [], role.value, 0, b"session", b"secret", "test", "guest")
+    welcome = Welcome(1, [], b"session", b"secret", "test", "machine")
+    for sender, receiver, message in ((source, destination, hello), (destination, source, welcome)):
+        sent = sender.send(message)
+        while sent:
+            wanted, sent = sent[: receiver.wanted], sent[receiver.wanted :]
+            receiver.receive(wanted)
+    return source, destination
+
+
+def fault_streams() -> tuple[FrameStream, FrameStream]:
+    """Give the source's and the destination's end of a fault connection."""
+    source, destination = greeted(Role.FAULT)
+    one, other = tcp_pair()
+    return FrameStream(one, source), FrameStream(other, destination)
+
+
+class PageLink:
+    """Page connections from the memory `here` to the memory `there`: senders, receivers and the destination's ledger.
+
+    Used on a running loop. `ends` holds the error with which each receiver ended.
+    """
+
+    def __init__(
+        self, here: memfd.Mapping, there: memfd.Mapping, streams: int = 1, publisher: Publisher | None = None
+    ) -> None:
+        self.ledger = Ledger(there.pages)
+        # Without a guest nothing is published: a receiver asks its publisher only after the resume.
+        self.intake = Intake(self.ledger, publisher or Publisher(-1, 0, 0), there.pages)
+        self.streams: list[PageStream] = []
+        self.receivers: list[PageReceiver] = []
+        self.ends: list[BaseException] = []
+        self.rounds = 0
+        self._markers: asyncio.Queue[int] = asyncio.Queue()
+        loop = asyncio.get_running_loop()
+        for _ in range(streams):
+            source, destination = greeted(Role.PAGES)
+            one, other = tcp_pair()
+            self.streams.append(PageStream(one, source, here))
+            self.receivers.append(
+                PageReceiver(
+                    other,
+                    destination,
+                    Landing(other, there, self.ledger),
+                    self.intake,
+                    on_round_end=lambda number: loop.call_soon_threadsafe(self._markers.put_nowait, number),
+                    on_end=self.ends.append,
+                )
+            )
+            self.receivers[-1].start()
+
+    async def send_round(self, written: PageSet, holes: PageSet | None = None) -> None:
+        """Send one round on all connections; returns when all of it is in memory at the destination."""
+        self.rounds += 1
+        parts = striped(written, len(self.streams))
+        async with asyncio.timeout(_PATIENCE_S), asyncio.TaskGroup() as group:
+            for index, (stream, part) in enumerate(zip(self.streams, parts, strict=True)):
+                zero = holes if holes is not None and index == 0 else PageSet.empty()
+                group.create_task(stream.send_round(part, zero, self.rounds))
+            for _ in self.streams:
+                assert await self._markers.get() == self.rounds
+
+    @property
+    def sent_bytes(self) -> int:
+        return sum(stream.sent_bytes for stream in self.streams)
+
+    @property
+    def zero_pages(self) -> int:
+        return sum(stream.zero_pages for stream in self.streams)
+
+    async def __aenter__(self) -> PageLink:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for stream in self.streams:
+            await stream.abort()
+        for receiver in self.receivers:
+            await asyncio.to_thread(receiver.abort)
