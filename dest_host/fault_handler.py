@@ -84,19 +84,23 @@ class FaultHandler:
             self._on_error(error)
 
     def _resolve(self, page: int, now: int) -> None:
-        start, stop = self._ledger.publishable_around(page, PUBLISH_WINDOW_PAGES)
-        if start < stop:
+        if self._publish(page, PUBLISH_WINDOW_PAGES):
             self.minor_faults += 1
-            self._publisher.publish(start, stop)
-            return
-        if self._ledger.is_zero(page):
-            self.minor_faults += 1
-            self._publisher.publish_zero(page)
             return
         self._intake.note_wait(page, now)
         if self._ledger.request(page):
             self._to_fetch.put_nowait(page)
-        elif self._ledger.publishable_around(page, 1) != (page, page):
+        elif self._publish(page, 1):
             # It arrived between the two looks: whoever published it may not have seen that somebody waits for it.
-            self._publisher.publish(page, page + 1)
             self._intake.settle_waits(page, page + 1)
+
+    def _publish(self, page: int, window_pages: int) -> bool:
+        """Publish a page that is here, with its neighbours in the window; False when it is not here."""
+        start, stop = self._ledger.publishable_around(page, window_pages)
+        if start < stop:
+            self._publisher.publish(start, stop)
+        elif self._ledger.is_zero(page):
+            self._publisher.publish_zero(page)
+        else:
+            return False
+        return True

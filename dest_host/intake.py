@@ -19,6 +19,11 @@ from pagefire.dest_host.publishing import Publisher
 from pagefire.protocol.errors import RemoteProtocolError
 from pagefire.protocol.pages import PageSet
 
+#: Runs of at least this many pages are published as they come.
+PUBLISH_RUN_PAGES = 16
+
+_ZERO_PAGES_AT_ONCE = 1 << 16
+
 
 class Origin(enum.Enum):
     """Why a page came after the resume."""
@@ -81,17 +86,23 @@ class Intake:
     def take_zero(self, pages: PageSet, landing: Landing, origin: Origin) -> None:
         """Make `pages` zero."""
         self.check_within(pages)
-        if not self._resumed:
-            landing.zero(pages)
-            return
-        fresh = self._ledger.claim(pages)
-        landing.zero(fresh)
-        self._received(fresh, origin)
+        # They cost the peer nothing, so a frame may name all of a guest: looked at in parts, it takes no memory to speak of.
+        for part in pages.batches(_ZERO_PAGES_AT_ONCE):
+            if not self._resumed:
+                landing.zero(part)
+                continue
+            fresh = self._ledger.claim(part)
+            landing.zero(fresh)
+            self._received(fresh, origin)
 
     def note_wait(self, page: int, since_ns: int) -> None:
         """A vCPU waits for this page since then; its latency is taken when the page is published."""
         with self._waiting_lock:
             self._waiting.setdefault(page, since_ns)
+
+    def _waited_for(self, pages: PageSet) -> list[int]:
+        with self._waiting_lock:
+            return [page for page in self._waiting if page in pages]
 
     def settle_waits(self, start: int, stop: int) -> None:
         """The run is published: whoever waited for a page of it goes on."""
@@ -105,19 +116,28 @@ class Intake:
     def _received(self, fresh: PageSet, origin: Origin) -> None:
         """Order: full, then received, then published; a fault that comes in between finds it received and publishes it itself.
 
-        Counted before completion can be told, so that the counts are whole when it is.
+        Short runs are published only where a vCPU waits: a system call a page would cost the push more than the few faults cost
+        the guest. `note_wait` comes before the handler's second look at the ledger, `mark_received` before ours at the waits: one
+        of the two sees the other.
+
+        Counted before completion can be told, so that the counts are whole when it is. A page stops being missing only when it is
+        published: told earlier, the script would close the userfaultfd under a thread that still publishes with it.
         """
         with self._counting:
             self.received_pages[origin] += fresh.pages
         self._ledger.mark_received(fresh)
         filled = self._ledger.filled_among(fresh)
-        for start, stop in zip(filled.starts.tolist(), filled.stops.tolist(), strict=True):
+        long = filled.counts >= PUBLISH_RUN_PAGES
+        for start, stop in zip(filled.starts[long].tolist(), filled.stops[long].tolist(), strict=True):
             self._publisher.publish(start, stop)
             self.settle_waits(start, stop)
-        for page in (fresh - filled).page_numbers().tolist() if filled != fresh else []:
-            self._publisher.publish_zero(page)
+        for page in self._waited_for(fresh):
+            if page in filled:
+                self._publisher.publish(page, page + 1)
+            else:
+                self._publisher.publish_zero(page)
             self.settle_waits(page, page + 1)
-        if fresh and not self._ledger.missing:
+        if self._ledger.count_published(fresh):
             self._on_complete()
 
 

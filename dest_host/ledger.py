@@ -31,7 +31,7 @@ class Ledger:
         # calloc: untouched parts cost no memory, 1.6 thousand million pages (6 TiB) included.
         self.states: npt.NDArray[np.uint8] = np.zeros(total_pages, np.uint8)
         self._lock = threading.Lock()
-        #: Pages named by the bitmap and not yet received.
+        #: Pages named by the bitmap and not yet received and published.
         self.missing = 0
         #: Pages that came after the resume although they were already claimed.
         self.duplicates = 0
@@ -66,7 +66,12 @@ class Ledger:
         numbers = pages.page_numbers()
         with self._lock:
             self.states[numbers] |= RECEIVED
-            self.missing -= numbers.size
+
+    def count_published(self, pages: PageSet) -> bool:
+        """The caller has published pages that it had received; tells, once, that none is missing any more."""
+        with self._lock:
+            self.missing -= pages.pages
+            return bool(pages) and not self.missing
 
     def _add(self, pages: PageSet, bits: int) -> None:
         """Set bits of all pages, once for all where the runs are many and short."""

@@ -100,12 +100,18 @@ class PageSet:
         return f"PageSet({self.pages} pages in {len(self)} runs)"
 
     def __or__(self, other: PageSet) -> PageSet:
+        if not (self and other):
+            return self or other
         return _sweep(self.starts, self.stops, other.starts, other.stops, 1, 3)
 
     def __and__(self, other: PageSet) -> PageSet:
+        if not (self and other):
+            return PageSet.empty()
         return _sweep(self.starts, self.stops, other.starts, other.stops, 3, 3)
 
     def __sub__(self, other: PageSet) -> PageSet:
+        if not (self and other):
+            return self
         return _sweep(self.starts, self.stops, other.starts, other.stops, 1, 1)
 
     @property

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,7 +16,7 @@ import psutil
 import typer
 from rich.console import Console
 
-from pagefire.protocol.errors import PagefireError
+from pagefire.protocol.errors import PagefireError, UsageError
 from pagefire.protocol.transport import runtime_directory
 from pagefire.protocol.transport.control_socket import request
 from pagefire.protocol.units import parse_duration, parse_size
@@ -104,7 +105,14 @@ def migrate(
     )
     socket_path = _find_source(runtime_dir, name)
     guest = request(socket_path, "status", timeout_s=10.0)["guest"]
-    report = Migration(socket_path, guest, dataclasses.asdict(chosen), _screen).run()
+    _require_writable(json_file)
+    migration = Migration(socket_path, guest, dataclasses.asdict(chosen), _screen)
+    try:
+        report = migration.run()
+    except PagefireError:
+        if migration.report_of_failure is not None:
+            _deliver_failure(migration.report_of_failure, json_file, report_dir)
+        raise
     _deliver(report, json_file, report_dir)
 
 
@@ -157,6 +165,7 @@ def demo(
     """Start two daemons and a guest on this machine, migrate it, and show the report."""
     from pagefire.scripts.demo import run_demo
 
+    _require_writable(json_file)
     config = o.guest_config(memory, resident, vcpus, workload, name, rate, working_set, seed, cpus_guest)
     chosen = o.migration_options(
         "", mode, downtime_limit, max_rounds, max_time, on_limit, streams, tracker, verify, check, settle
@@ -197,24 +206,62 @@ def _deliver(report: dict[str, Any], json_file: str | None, folder: Path | None)
         )  # fmt: skip
 
 
+def _deliver_failure(report: dict[str, Any], json_file: str | None, folder: Path | None) -> None:
+    """Write what had been measured before a migration ended; its error is printed by whoever catches it."""
+    from pagefire.scripts.report_folder import write_report_folder
+
+    if json_file is not None:
+        _write_json(report, json_file)
+    if folder is not None:
+        write_report_folder(report, folder)
+
+
+def _require_writable(json_file: str | None) -> None:
+    """Refuse a file that could not be written before anything is done whose figures it is to hold."""
+    if json_file is None or json_file == "-":
+        return
+    try:
+        with Path(json_file).open("a", encoding="utf-8"):
+            pass
+    except OSError as error:
+        raise UsageError(f"{json_file} cannot be written", error.strerror or str(error), "change --json") from error
+
+
 def _write_json(value: dict[str, Any], json_file: str) -> None:
     text = json.dumps(value, indent=1)
     if json_file == "-":
         print(text)
-    else:
+        return
+    try:
         Path(json_file).write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise PagefireError(
+            f"{json_file} could not be written", error.strerror or str(error), "change --json"
+        ) from error
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with its code."""
+    # Whatever has to be ended and removed is so on the way out. Daemons and `migrate`, while it migrates, install their own.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
     try:
         # Typer itself ends the process for its usage errors (exit code 2) and for typer.Exit.
         app(arguments, prog_name="pagefire")
     except PagefireError as error:
         print(f"pagefire: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
+    except _Interrupted:
+        print("pagefire: interrupted.", file=sys.stderr)
         sys.exit(3)
+
+
+class _Interrupted(BaseException):
+    """Ctrl-C or SIGTERM. Not KeyboardInterrupt: of that Typer makes an exit code of its own."""
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise _Interrupted
 
 
 if __name__ == "__main__":

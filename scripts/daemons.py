@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -17,15 +18,21 @@ _END_S = 30.0
 
 
 class DaemonProcess:
-    """One daemon and the line that it printed when it was ready. Its log goes to `log_path`."""
+    """One daemon and the line that it printed when it was ready. Its log goes to `log_path`.
 
-    def __init__(self, arguments: list[str], log_path: Path, timeout_s: float = 120.0) -> None:
+    `before` is a command that runs it, for instance in a network namespace; it has to become the daemon (exec), because it is
+    its process that is signalled and waited for.
+    """
+
+    def __init__(
+        self, arguments: list[str], log_path: Path, timeout_s: float = 120.0, before: Sequence[str] = ()
+    ) -> None:
         """Start `pagefire ARGUMENTS` and wait until it is ready; raises PagefireError with what it said if it ends instead."""
         self.log_path = log_path
         with log_path.open("ab") as log:
             # A session of its own: a Ctrl-C at the terminal is the command's to handle, not the daemons'.
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "pagefire.scripts.cli", *arguments],
+                [*before, sys.executable, "-m", "pagefire.scripts.cli", *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -37,6 +44,10 @@ class DaemonProcess:
         timer.start()
         try:
             self.ready_line = self.process.stdout.readline().strip()
+        except BaseException:
+            # A Ctrl-C while it starts: nobody holds this object yet, so nobody else would end the process.
+            self.end()
+            raise
         finally:
             timer.cancel()
         if not self.ready_line:
@@ -74,22 +85,32 @@ class Pair:
     """A destination and a source with one guest, in a private runtime directory; everything is gone when the context ends."""
 
     def __init__(
-        self, source_arguments: list[str], dest_arguments: list[str] | None = None, name: str = "guest0"
+        self,
+        source_arguments: list[str],
+        dest_arguments: list[str] | None = None,
+        name: str = "guest0",
+        source_before: Sequence[str] = (),
+        dest_before: Sequence[str] = (),
     ) -> None:
         self._temporary = tempfile.TemporaryDirectory(prefix="pagefire-")
         self.directory = Path(self._temporary.name)
         self.name = name
         self._source_arguments, self._dest_arguments = source_arguments, dest_arguments or []
+        self._source_before, self._dest_before = source_before, dest_before
 
     def __enter__(self) -> Pair:
         try:
             here = ["--runtime-dir", os.fspath(self.directory)]
             self.dest = DaemonProcess(
-                ["dest", "--listen", "127.0.0.1:0", *here, *self._dest_arguments], self.directory / "dest.log"
+                ["dest", "--listen", "127.0.0.1:0", *here, *self._dest_arguments],
+                self.directory / "dest.log",
+                before=self._dest_before,
             )
             self.port = int(self.dest.ready_line.split("listening on ")[1].split(",")[0].rpartition(":")[2])
             self.source = DaemonProcess(
-                ["source", "--name", self.name, *here, *self._source_arguments], self.directory / "source.log"
+                ["source", "--name", self.name, *here, *self._source_arguments],
+                self.directory / "source.log",
+                before=self._source_before,
             )
         except BaseException:
             self.__exit__(None, None, None)

@@ -47,9 +47,10 @@ def run_demo(
         f"Starting two daemons and guest {config.name}: {format_size(config.memory_bytes)}, {config.vcpus} vCPUs, "
         f"workload {config.workload}"
     )
+    allowed = [part for workload in config.user_workloads for part in ("--allow-workload", workload)]
     pair = Pair(
         [*source_arguments(config), *pinned["--cpus-source"], *pinned["--cpus-guest"]],
-        [*pinned["--cpus-dest"], *pinned["--cpus-guest"]],
+        [*allowed, *pinned["--cpus-dest"], *pinned["--cpus-guest"]],
         config.name,
     )
     with pair:

@@ -46,6 +46,9 @@ class Migration:
             transient=True,
         )
         self._round: TaskID | None = None
+        self._cancel_wanted = False
+        #: What had been measured when a migration ended with an error.
+        self.report_of_failure: Json | None = None
 
     def run(self) -> Json:
         """Migrate and give the report; Ctrl-C and SIGTERM cancel. Raises the error that ended it."""
@@ -74,22 +77,31 @@ class Migration:
             yield
             return
 
-        def cancel(number: int, frame: object) -> None:
+        def on_signal(number: int, frame: object) -> None:
             self._console.print("Cancelling ...")
-            try:
-                request(self._source_socket, "cancel", timeout_s=10.0)
-            except PagefireError as error:
-                self._console.print(f"{error}")
+            self._cancel_wanted = True
+            self._cancel()
 
-        before = {number: signal.signal(number, cancel) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
+    def _cancel(self) -> None:
+        try:
+            request(self._source_socket, "cancel", timeout_s=10.0)
+        except PagefireError as error:
+            self._console.print(f"{error}", soft_wrap=True)
+
     def _show(self, event: Json) -> None:
         match event["event"]:
+            case "phase" if event["phase"] == "setup" and self._cancel_wanted:
+                # The signal came before the daemon had begun, so there was nothing to cancel yet.
+                self._cancel()
+            case "ended":
+                self.report_of_failure = event["report"]
             case "phase" if event["phase"] in _PHASES:
                 self._end_round()
                 self._console.print(_PHASES[event["phase"]])

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import select
 import subprocess
 import sys
 import time
@@ -38,12 +40,13 @@ class Observation:
 
 
 def observe(source: ControlBlock, destination_socket: Path, name: str, timeout_s: float) -> Observation | None:
-    """Watch until the guest commits at the destination; None when it did not within `timeout_s`."""
+    """Watch until the guest commits at the destination; None when it did not within `timeout_s`, or whoever asked is gone."""
     deadline = time.monotonic() + timeout_s
     destination: ControlBlock | None = None
     last_look = 0.0
     source_commits, last_moved_ns, sampled_ns, slack_ns = source.commits(), time.monotonic_ns(), time.monotonic_ns(), 0
-    while time.monotonic() < deadline:
+    parent = os.getppid()
+    while time.monotonic() < deadline and os.getppid() == parent:
         now = time.monotonic_ns()
         commits = source.commits()
         if commits != source_commits:
@@ -72,15 +75,25 @@ class Observer:
 
     def __init__(self, source_socket: Path, destination_socket: Path, name: str) -> None:
         arguments = ["--source", str(source_socket), "--dest", str(destination_socket), "--name", name]
+        # Out of the terminal's process group: a Ctrl-C is the command's to handle, and after the commit point it changes nothing.
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "pagefire.scripts.observer", *arguments], stdout=subprocess.PIPE, text=True
+            [sys.executable, "-m", "pagefire.scripts.observer", *arguments],
+            stdout=subprocess.PIPE,
+            text=True,
+            process_group=0,
         )
         assert self._process.stdout is not None
         self._lines = self._process.stdout
-        self.watching = self._lines.readline().strip() == "watching"
+        try:
+            self.watching = self._lines.readline().strip() == "watching"
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
 
-    def result(self) -> Observation | None:
-        """Wait for what it saw; None when it saw no switchover."""
+    def result(self, timeout_s: float = 2.0) -> Observation | None:
+        """Give what it saw, after the migration; None when it saw no switchover (a guest that commits nothing shows none)."""
+        if not select.select([self._lines], [], [], timeout_s)[0]:
+            return None
         line = self._lines.readline()
         return Observation(**json.loads(line)) if line.strip() not in ("", "null") else None
 

@@ -9,6 +9,7 @@ import psutil
 import typer
 
 from pagefire.guest_workload.guest_config import GuestConfig
+from pagefire.guest_workload.registry import BUILT_IN, refuse_unknown
 from pagefire.protocol.errors import UsageError
 from pagefire.protocol.negotiation import MODES
 from pagefire.protocol.units import (
@@ -157,6 +158,7 @@ def guest_config(
             f"{format_size(available_bytes)} are available",
             "give a smaller --memory, or --resident for a sparse guest",
         )
+    refuse_unknown(workload, None)
     if not name or "/" in name or len(name) > 40:
         raise UsageError(f"{name!r} is no name for a guest", "1 to 40 characters without a slash are", "change --name")
     config = GuestConfig(
@@ -170,6 +172,8 @@ def guest_config(
         rate=parse_rate(rate) if rate is not None else None,
         stop_at=stop_at,
         cpus=cpus(cpus_guest) or None,
+        # Who starts the guest here chose its workload here: that is the permission.
+        user_workloads=() if workload in BUILT_IN else (workload,),
     )
     config.layout()
     return config

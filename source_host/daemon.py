@@ -61,6 +61,8 @@ class SourceDaemon:
         self._migration: OutgoingMigration | None = None
         self._task: asyncio.Task[Any] | None = None
         self._died = False
+        self._watched = -1
+        self._lost_pages: int | None = None
         self._ending = asyncio.Event()
         self._forced = asyncio.Event()
 
@@ -69,7 +71,10 @@ class SourceDaemon:
         guest = self._guest
         guest.control.owner = Owner.OWNER
         guest.control.resume()
-        asyncio.get_running_loop().add_reader(guest.pidfd, self._guest_died)
+        # A descriptor of our own: the guest's is closed in a thread when its memory is freed, and a loop that still watches a
+        # closed number refuses the next connection that is given it.
+        self._watched = os.dup(guest.pidfd)
+        asyncio.get_running_loop().add_reader(self._watched, self._guest_died)
         await self._server.start()
         ready(f"pagefire source: guest {guest.config.name} runs (pid {guest.pid}), control socket {self._control_path}")
         try:
@@ -77,8 +82,11 @@ class SourceDaemon:
         finally:
             await self._wind_down()
             await self._server.close()
+            self._stop_watching()
             await in_thread(guest.terminate)
             runtime_directory.leave(self._directory, self._control_path)
+        if self._lost_pages is not None:
+            raise GuestError(f"guest {guest.config.name} is lost", f"{self._lost_pages} of its pages were only here")
 
     def end(self) -> None:
         self._ending.set()
@@ -133,7 +141,12 @@ class SourceDaemon:
             raise GuestError(f"guest {name} is dead", "its process ended")
         self._migration = migration = OutgoingMigration(self._guest, options, self._points, emit)
         self._task = asyncio.create_task(migration.run())
-        report = await asyncio.shield(self._task)
+        try:
+            report = await asyncio.shield(self._task)
+        except PagefireError:
+            # The error answers the request; what had been measured until then goes before it.
+            emit({"event": "ended", "report": migration.report.as_dict()})
+            raise
         return {"report": report.as_dict()}
 
     async def _cancel(self, request: Json, emit: Emit) -> Json:
@@ -188,7 +201,7 @@ class SourceDaemon:
         return self._migration is not None and self._migration.relinquished
 
     def _guest_died(self) -> None:
-        asyncio.get_running_loop().remove_reader(self._guest.pidfd)
+        self._stop_watching()
         self._died = True
         if self._gone:
             return
@@ -196,10 +209,26 @@ class SourceDaemon:
         if self._migration is not None:
             self._migration.guest_died()
 
+    def _stop_watching(self) -> None:
+        if self._watched >= 0:
+            asyncio.get_running_loop().remove_reader(self._watched)
+            os.close(self._watched)
+            self._watched = -1
+
     async def _wind_down(self) -> None:
         """Cancel a migration before its commit point; after it, finish first: the only copy of a page may be here."""
         task, migration = self._task, self._migration
-        if task is None or migration is None or task.done():
+        if task is None or migration is None:
+            return
+        if task.done() and migration.status is Status.POSTCOPY_PAUSED:
+            log.warning(
+                "guest=%s runs at %s and %d of its pages are only here, but the link is lost: staying; "
+                "a second signal loses the guest",
+                self._guest.config.name, migration.options.to, migration.pages_left,
+            )  # fmt: skip
+            await self._forced.wait()
+            self._lost_pages = migration.pages_left
+        if task.done():
             return
         if not migration.relinquished:
             log.warning("guest=%s cancelling the migration", self._guest.config.name)
@@ -214,6 +243,7 @@ class SourceDaemon:
         await asyncio.wait({task, forced}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
             log.error("guest=%s forced to end: the guest is lost", self._guest.config.name)
+            self._lost_pages = migration.pages_left
             task.cancel()
         forced.cancel()
         await asyncio.gather(task, forced, return_exceptions=True)
@@ -226,9 +256,13 @@ async def make_daemon(config: GuestConfig, runtime_dir: Path, cpus: tuple[int, .
     directory = runtime_directory.prepare(runtime_dir)
     control_path = runtime_directory.control_path(directory, "source", config.name)
     guest_path = runtime_directory.socket_path(directory, f"source-{config.name}.guest")
+    started: list[GuestProcess] = []
     try:
-        guest = await in_thread(GuestProcess.spawn, guest_path, config)
+        # Noted in the thread: a cancellation meanwhile waits for the thread's end, and has to find the guest that it made.
+        await in_thread(lambda: started.append(GuestProcess.spawn(guest_path, config)))
     except BaseException:
-        runtime_directory.leave(directory)
+        for guest in started:
+            await in_thread(guest.terminate)
+        runtime_directory.leave(directory, guest_path.with_suffix(".log"))
         raise
-    return SourceDaemon(guest, directory, control_path)
+    return SourceDaemon(started[0], directory, control_path)

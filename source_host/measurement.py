@@ -125,5 +125,5 @@ def stuns(
         max=float(gaps_s.max()),
         baseline_max=baseline_gap_ns / 1e9 if baseline_gap_ns else None,
     )
-    running_s = float(first[both].max() - offset_ns - stun.pause_ns) / 1e9 if (first > 0).all() else None
+    running_s = float(first.max() - offset_ns - stun.pause_ns) / 1e9 if (first > 0).all() else None
     return float(blackout_s), own, running_s

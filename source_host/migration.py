@@ -121,6 +121,7 @@ class OutgoingMigration:
         self._tracker: DirtyTracker | None = None
         self._sent = PageSet.empty()
         self._unsent = NOTHING
+        self._recent = PageSet.empty()
         self._rounds_done = 0
         self._relinquished = False
         self._stun = Stun()
@@ -392,7 +393,9 @@ class OutgoingMigration:
         On the loop, not in a thread: two changes of thread cost more than the scan of a small guest, and nothing else is due.
         """
         if self._tracker is not None:
-            return self._unsent | self._known_to_destination(self._tracker.collect_and_clear())
+            last = self._known_to_destination(self._tracker.collect_last())
+            self._recent = last.written
+            return self._unsent | last
         memory = self._guest.memory
         return Collected(await in_thread(data_extents, memory.fd, 0, memory.size_bytes), PageSet.empty())
 
@@ -445,7 +448,7 @@ class OutgoingMigration:
         self._note("postcopy-active")
         self._emit({"event": "resumed", "remaining_pages": self.remaining.pages})
         await self._points.reached("resumed")
-        remaining = postcopy.Remaining(self.remaining)
+        remaining = postcopy.Remaining(self.remaining, self._recent)
         resident = await beside(
             self._control.expect(Resident),
             postcopy.push(remaining, self._streams),

@@ -50,15 +50,18 @@ class PageFireTracker:
         return self._adopt(data_among(self._memory_fd, PageSet.span(0, self._total_pages)))
 
     def collect_and_clear(self) -> Collected:
-        appeared = data_among(self._memory_fd, PageSet.span(0, self._total_pages) - self._known)
+        appeared = self._appeared()
         with self._lock:
-            fired, self._fired = self._fired, []
-            dirty = PageSet.of_pages(np.array(fired, np.int64))
+            dirty = self._take_fired()
             self._protect(dirty)
         if appeared:
             dirty |= self._adopt(appeared)
-        there = data_among(self._memory_fd, dirty)
-        return Collected(there, dirty - there)
+        return self._classified(dirty)
+
+    def collect_last(self) -> Collected:
+        with self._lock:
+            dirty = self._take_fired()
+        return self._classified(dirty | self._appeared())
 
     def remove(self) -> None:
         if self._removed:
@@ -81,6 +84,18 @@ class PageFireTracker:
     def _protect(self, pages: PageSet) -> None:
         for start, count in zip(pages.starts.tolist(), pages.counts.tolist(), strict=True):
             self._set_protection(start, count, protect=True)
+
+    def _take_fired(self) -> PageSet:
+        fired, self._fired = self._fired, []
+        return PageSet.of_pages(np.array(fired, np.int64))
+
+    def _appeared(self) -> PageSet:
+        """Find data in what was a gap."""
+        return data_among(self._memory_fd, PageSet.span(0, self._total_pages) - self._known)
+
+    def _classified(self, dirty: PageSet) -> Collected:
+        there = data_among(self._memory_fd, dirty)
+        return Collected(there, dirty - there)
 
     def _answer_fires(self) -> None:
         poll = select.poll()

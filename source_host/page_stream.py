@@ -86,8 +86,8 @@ class PageStream:
         """Send pages that have contents, in ascending order; zero pages cost no payload. Blocks; raises LinkLost."""
         for batch in pages.batches(MAX_FRAME_PAGES, MAX_FRAME_RUNS):
             zero = self._zero_among(batch)
-            if zero:
-                self._send_zero_pages(zero)
+            for part in zero.batches(MAX_FRAME_PAGES, MAX_FRAME_RUNS):
+                self._send_zero_pages(part)
             filled = batch - zero if zero else batch
             for part in filled.batches(MAX_FRAME_PAGES, MAX_FRAME_RUNS):
                 self._send_contents(part)

@@ -46,14 +46,14 @@ class PagemapTracker:
         return self._adopt(data_among(self._memory_fd, PageSet.span(0, self._total_pages)))
 
     def collect_and_clear(self) -> Collected:
-        appeared = data_among(self._memory_fd, PageSet.span(0, self._total_pages) - self._known)
-        dirty = self._protect_written(self._known)
+        appeared = self._appeared()
+        dirty = self._written(self._known, PROTECT)
         if appeared:
             dirty |= self._adopt(appeared)
-        # Only a granule that had holes can have reported one: elsewhere the file need not be asked.
-        doubtful = dirty - self._solid
-        holes = doubtful - data_among(self._memory_fd, doubtful) if doubtful else doubtful
-        return Collected(dirty - holes, holes)
+        return self._classified(dirty)
+
+    def collect_last(self) -> Collected:
+        return self._classified(self._written(self._known, pagemap.Flag.CHECK_WPASYNC) | self._appeared())
 
     def remove(self) -> None:
         if self._uffd is not None:
@@ -61,21 +61,32 @@ class PagemapTracker:
             os.close(self._pagemap_fd)
             self._uffd = None
 
+    def _appeared(self) -> PageSet:
+        """Find data in what was a gap."""
+        return data_among(self._memory_fd, PageSet.span(0, self._total_pages) - self._known)
+
+    def _classified(self, dirty: PageSet) -> Collected:
+        # Only a granule that had holes can have reported one: elsewhere the file need not be asked.
+        doubtful = dirty - self._solid
+        holes = doubtful - data_among(self._memory_fd, doubtful) if doubtful else doubtful
+        return Collected(dirty - holes, holes)
+
     def _adopt(self, appeared: PageSet) -> PageSet:
         """Make the granules around new data known; gives the data in them. Protected first, looked at afterwards."""
         granules = appeared.rounded(GRANULE_PAGES, self._total_pages) - self._known
-        self._protect_written(granules)
+        self._written(granules, PROTECT)
         extents = data_among(self._memory_fd, granules)
         self._known |= granules
         self._solid |= _whole_granules(extents)
         return extents
 
-    def _protect_written(self, ranges: PageSet) -> PageSet:
+    def _written(self, ranges: PageSet, flags: pagemap.Flag) -> PageSet:
+        """Find the pages of some granules that were written (or are holes), and treat them as the flags say."""
         starts, stops = [], []
         for start, stop in zip(ranges.starts.tolist(), ranges.stops.tolist(), strict=True):
             regions = self._scanner.scan(
                 self._address + start * PAGE_BYTES, self._address + stop * PAGE_BYTES,
-                flags=PROTECT, require=WRITTEN_ONLY, give=WRITTEN_ONLY,
+                flags=flags, require=WRITTEN_ONLY, give=WRITTEN_ONLY,
             )  # fmt: skip
             pages = ((regions[:, :2] - np.uint64(self._address)) // np.uint64(PAGE_BYTES)).astype(np.int64)
             starts.append(pages[:, 0])

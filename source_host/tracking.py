@@ -42,6 +42,9 @@ class DirtyTracker(Protocol):
     def collect_and_clear(self) -> Collected:
         """Give the pages written since the last call (or `install`) and protect them again."""
 
+    def collect_last(self) -> Collected:
+        """Give the same while the guest stands still for good: nothing is protected again, which is most of the cost."""
+
     def remove(self) -> None:
         """End tracking, at any time and more than once; the guest then writes at full speed."""
 

@@ -65,15 +65,13 @@ class ControlServer:
                 writer.write(json.dumps(event).encode() + b"\n")
 
         try:
-            request = json.loads(await reader.readline() or b"{}")
+            request = await _read_request(reader)
             operation = self._operations.get(str(request.get("op")))
             if operation is None:
                 raise UsageError(f"no operation {request.get('op')!r}", f"known: {', '.join(self._operations)}")
             emit({"result": await operation(request, emit)})
         except PagefireError as error:
             emit({"error": {"what": error.what, "why": error.why, "do": error.do, "exit_code": error.exit_code}})
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            emit({"error": {"what": "bad request", "why": repr(error), "do": "", "exit_code": 2}})
         except Exception as error:
             # The daemon goes on, and the command is told: a connection that just ends would say that the daemon is gone.
             log.exception("operation failed", exc_info=error)
@@ -86,6 +84,16 @@ class ControlServer:
             writer.close()
             with contextlib.suppress(OSError):
                 await writer.wait_closed()
+
+
+async def _read_request(reader: asyncio.StreamReader) -> Json:
+    try:
+        request = json.loads(await reader.readline() or b"{}")
+    except ValueError as error:  # no JSON, no UTF-8, or a line that is too long
+        raise UsageError("the request is not a line of JSON", str(error)) from error
+    if not isinstance(request, dict):
+        raise UsageError("the request is not a JSON object", f"it is {type(request).__name__}")
+    return request
 
 
 def request(path: Path, op: str, on_event: Emit | None = None, timeout_s: float | None = None, **fields: Any) -> Json:

@@ -1,7 +1,7 @@
 """What both daemons do beside migrating: run on uvloop, log to the terminal, end on a signal.
 
 The first SIGINT or SIGTERM asks the daemon to end: it cancels what can be cancelled and finishes what cannot. A second one forces
-the end.
+the end. One that comes while the daemon is still being made (a guest takes seconds to fill) cancels the making.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Protocol
 
 import uvloop
 
-from pagefire.protocol.errors import PagefireError
+from pagefire.protocol.errors import Cancelled, PagefireError
 
 #: How long a thread may hold the GIL while another waits: the default of 5 ms would be seen in the stun.
 SWITCH_INTERVAL_S = 0.0005
@@ -35,7 +35,10 @@ class Daemon(Protocol):
 
 
 def run_daemon(make: Callable[[], Awaitable[Daemon]]) -> int:
-    """Run one daemon in this process until it ends; gives the exit code. Errors are printed for a person."""
+    """Run one daemon in this process until it ends; gives the exit code. Errors are printed for a person.
+
+    `make` undoes what it did when it is cancelled: nobody else could.
+    """
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s.%(msecs)03d %(name)s %(message)s", datefmt="%H:%M:%S"
     )
@@ -49,18 +52,27 @@ def run_daemon(make: Callable[[], Awaitable[Daemon]]) -> int:
 
 
 async def _run(make: Callable[[], Awaitable[Daemon]]) -> None:
-    daemon = await make()
     loop = asyncio.get_running_loop()
+    making = asyncio.ensure_future(make())
+    daemon: Daemon | None = None
     signals = 0
 
     def on_signal() -> None:
         nonlocal signals
         signals += 1
-        if signals == 1:
+        if daemon is None:
+            making.cancel()
+        elif signals == 1:
             daemon.end()
         else:
             daemon.force()
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, on_signal)
+    try:
+        daemon = await making
+    except asyncio.CancelledError as error:
+        raise Cancelled("the daemon was told to end before it was ready") from error
+    if signals:
+        daemon.end()
     await daemon.serve(lambda line: print(line, flush=True))

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import pytest
 
 from pagefire.dest_host.fault_handler import FaultHandler
+from pagefire.dest_host.intake import Origin
 from pagefire.dest_host.landing import Landing
 from pagefire.dest_host.publishing import Publisher
 from pagefire.guest_workload.linux import memfd, userfaultfd
@@ -115,7 +116,7 @@ class Resumed:
             )  # fmt: skip
             ours, theirs = fault_streams()
             landing = Landing(theirs.sock, self.there, link.ledger)
-            remaining = postcopy.Remaining(missing)
+            remaining = postcopy.Remaining(missing, self._pages(STALE))
             async with asyncio.timeout(PATIENCE_S):
                 await beside(
                     complete.wait(),
@@ -177,7 +178,7 @@ class Resumed:
             "reads": told["reads"],
             "wrong_reads": told["wrong"],
             "lost_stores": told["lost"],
-            "fetched_pages": handler.fetched_pages,
+            "fetched_pages": link.intake.received_pages[Origin.FETCHED],
             "minor_faults": handler.minor_faults,
             "waits": len(link.intake.waits_ns),
             "pages_compared": PAGES,

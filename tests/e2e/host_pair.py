@@ -19,7 +19,7 @@ class HostPair(Pair):
 
     def migrate(self, **options: Any) -> Json:
         """Migrate with these options and give the report."""
-        chosen = MigrationOptions(to=self.destination, **{"settle_s": 0.2, **options})
+        chosen = MigrationOptions(**{"to": self.destination, "settle_s": 0.2, **options})
         report: Json = request(self.source_socket, "migrate", timeout_s=60.0, **dataclasses.asdict(chosen))["report"]
         return report
 

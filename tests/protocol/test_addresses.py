@@ -29,7 +29,9 @@ def test_the_default_host_is_the_callers() -> None:
     assert parse_address(":1", "0.0.0.0") == ("0.0.0.0", 1)
 
 
-@pytest.mark.parametrize("typed", ["", "host", "host:", "host:x", "host:-1", "host:65536", "host:7 ", "h:\u00b2", "h:\u0663"])
+@pytest.mark.parametrize(
+    "typed", ["", "host", "host:", "host:x", "host:-1", "host:65536", "host:7 ", "h:\u00b2", "h:\u0663"]
+)
 def test_refused_with_an_example(typed: str) -> None:
     with pytest.raises(UsageError, match=r"write for instance 127\.0\.0\.1:7700"[1:]) as refused:
         parse_address(typed)

@@ -10,7 +10,7 @@ from pagefire.protocol.errors import LinkLost, LocalProtocolError, RemoteProtoco
 from pagefire.protocol.messages import MAX_FRAME_PAGES, MAX_FRAME_RUNS
 from pagefire.protocol.pages import PAGE_BYTES, PageSet
 from pagefire.protocol.state import Phase, Role, Side
-from tests.protocol.golden.conversation import Pair, example
+from tests.protocol.golden.conversation import Pair, example, simple
 
 SOURCE, DESTINATION = Side.SOURCE, Side.DESTINATION
 
@@ -49,10 +49,11 @@ def test_a_whole_migration(piece_bytes: int) -> None:
 
 @pytest.mark.parametrize("piece_bytes", [1, 7, 1 << 20])
 def test_page_and_fault_connections(piece_bytes: int) -> None:
-    for role, steps in {
+    conversations: dict[Role, list[tuple[Side, type[m.Message]]]] = {
         Role.PAGES: [(SOURCE, m.Pages), (SOURCE, m.ZeroPages), (SOURCE, m.RoundEnd), (SOURCE, m.Pages)],
         Role.FAULT: [(DESTINATION, m.Fetch), (SOURCE, m.Pages), (DESTINATION, m.Fetch), (SOURCE, m.ZeroPages)],
-    }.items():
+    }
+    for role, steps in conversations.items():
         pair = Pair.streaming(role)
         assert {end.role for end in pair.ends.values()} == {role}
         for sender, message_class in steps:
@@ -61,7 +62,7 @@ def test_page_and_fault_connections(piece_bytes: int) -> None:
             assert pair.phases == {Phase.ACTIVE}
 
 
-# -- the end of the stream ---------------------------------------------------------------------------------------------------------
+# -- the end of the stream ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("phase", [phase for phase in Phase if phase is not Phase.OVER])
@@ -79,11 +80,11 @@ def test_the_peer_may_not_leave_inside_a_frame() -> None:
         end.end_of_stream()
 
 
-# -- roles -------------------------------------------------------------------------------------------------------------------------
+# -- roles -------------------------------------------------------------------------------------------------------------
 
 
 def test_a_connection_keeps_its_role() -> None:
-    hello, _ = example(m.Hello, Role.PAGES)
+    hello = simple(m.Hello, Role.PAGES)
     with pytest.raises(LocalProtocolError, match="pages on a control connection"):
         Connection(SOURCE, Role.CONTROL).send(hello)
     pair = Pair()
@@ -111,7 +112,7 @@ def test_a_destination_may_refuse_who_has_said_nothing() -> None:
     assert pair.phases == {Phase.OVER}
 
 
-# -- payloads and limits -------------------------------------------------------------------------------------------------------------
+# -- payloads and limits -----------------------------------------------------------------------------------------------
 
 
 def refused_both_ways(pair: Pair, sender: Side, message: m.Message, payload_bytes: int, why: str) -> None:
@@ -126,7 +127,7 @@ def runs(count: int) -> PageSet:
 
 
 def test_only_some_messages_bring_a_payload() -> None:
-    refused_both_ways(Pair(), SOURCE, *example(m.Hello)[:1], 1, "no payload")
+    refused_both_ways(Pair(), SOURCE, simple(m.Hello), 1, "no payload")
     refused_both_ways(Pair.streaming(Role.PAGES), SOURCE, m.ZeroPages(runs(1)), PAGE_BYTES, "no payload")
 
 

@@ -58,7 +58,7 @@ def messages(message_class: type[m.Message]) -> st.SearchStrategy[m.Message]:
 
 
 @every_message
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(st.data())
 def test_there_and_back(message_class: type[m.Message], data: st.DataObject) -> None:
     message = data.draw(messages(message_class))
@@ -96,7 +96,7 @@ def test_page_sets_are_pairs_of_little_endian_words() -> None:
     assert body == b"\x81\xa5pages\x92\xc4\x10" + words[:16] + b"\xc4\x10" + words[16:]
 
 
-# -- hostile bodies -------------------------------------------------------------------------------------------------------------
+# -- hostile bodies ----------------------------------------------------------------------------------------------------
 
 
 def refused(kind: int, body: bytes) -> str:
@@ -110,14 +110,14 @@ def fields_of(message_class: type[m.Message]) -> dict[str, Any]:
     return fields
 
 
-WRONG = [None, True, 7, 7.0, "7", b"7", [], ["7"], [None], [[]], {}, {"a": 1}, 1 << 64, [b"1234567", b"1234567"]]
+WRONG: list[Any] = [None, True, 7, 7.0, "7", b"7", [], ["7"], [None], [[]], {}, {"a": 1}]
 
 
 @every_message
 def test_values_of_another_type(message_class: type[m.Message]) -> None:
     fields, hints = fields_of(message_class), typing.get_type_hints(message_class)
     for name in fields:
-        for wrong in WRONG[:-2]:
+        for wrong in WRONG:
             if _fits(hints[name], wrong):
                 continue
             assert message_class.__name__ in refused(message_class.kind, msgpack.packb(fields | {name: wrong}))
@@ -189,13 +189,13 @@ def test_unknown_kinds() -> None:
         assert f"kind {kind}" in refused(kind, b"\x80")
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(st.sampled_from(CLASSES), st.binary(max_size=200))
 def test_random_bytes(message_class: type[m.Message], body: bytes) -> None:
     _decode_or_refuse(message_class.kind, body)
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(st.sampled_from(CLASSES), st.data())
 def test_a_flipped_byte(message_class: type[m.Message], data: st.DataObject) -> None:
     body = bytearray(m.encode(BY_CLASS[message_class][0]))
@@ -210,7 +210,7 @@ _nested = st.recursive(
 )  # fmt: skip
 
 
-@settings(max_examples=200)
+@settings(max_examples=80)
 @given(st.sampled_from([c for c in CLASSES if dataclasses.fields(c)]), st.data())
 def test_any_structure_in_a_field(message_class: type[m.Message], data: st.DataObject) -> None:
     fields = fields_of(message_class)

@@ -42,7 +42,7 @@ def welcome(version: int = 1, capabilities: tuple[str, ...] = CAPABILITIES) -> W
     return Welcome(version, list(capabilities), b"", b"", "", "")
 
 
-# -- versions ------------------------------------------------------------------------------------------------------------------------
+# -- versions ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_a_version_that_was_not_offered() -> None:
         check_welcome(welcome(version=2))
 
 
-# -- capabilities --------------------------------------------------------------------------------------------------------------------
+# -- capabilities ------------------------------------------------------------------------------------------------------
 
 
 def test_capabilities_unknown_to_us_are_welcome() -> None:
@@ -91,7 +91,7 @@ def test_a_missing_capability_is_named(missing: str) -> None:
         check_welcome(welcome(capabilities=rest))
 
 
-# -- the offer -----------------------------------------------------------------------------------------------------------------------
+# -- the offer ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -68,7 +68,7 @@ def test_nothing_follows_a_failure_on_a_stream(role: Role, sender: Side) -> None
             pair.force(sender.peer, message, payload_bytes)
 
 
-# -- the commit point ----------------------------------------------------------------------------------------------------------------
+# -- the commit point --------------------------------------------------------------------------------------------------
 
 
 def test_handover_is_the_only_way_across_the_commit_point() -> None:
@@ -109,7 +109,7 @@ def test_every_phase_can_be_left_and_reached() -> None:
     assert {phase for phase, _ in CONTROL} == set(Phase) - {Phase.OVER}
 
 
-# -- the specification ---------------------------------------------------------------------------------------------------------------
+# -- the specification -------------------------------------------------------------------------------------------------
 
 
 def table_below(heading: str) -> list[list[str]]:

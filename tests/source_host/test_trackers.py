@@ -144,6 +144,36 @@ def test_pages_written_and_then_zapped_are_collected(
     assert_clean(tracker)
 
 
+def test_a_granule_written_and_then_zapped_at_once_is_collected(
+    make_memory: MemoryMaker, make_tracker: TrackerMaker, user: MemoryUser
+) -> None:
+    # No entry of its page table is in use then, and the kernel may free the table itself.
+    tracker = make_tracker(make_memory(PAGES))
+    granule = range(GRANULE_PAGES, 2 * GRANULE_PAGES)
+    user.store(range(3 * GRANULE_PAGES), 1)
+    tracker.install()
+    user.store(granule, 2)
+    user.zap_run(granule.start, len(granule))
+    assert tracker.collect_and_clear().written == PageSet.span(granule.start, granule.stop)
+    assert_clean(tracker)
+    user.store(granule, 3)
+    user.zap_run(granule.start, len(granule))
+    assert tracker.collect_last().written == PageSet.span(granule.start, granule.stop)
+
+
+def test_the_last_collection_gives_the_same_and_protects_nothing(
+    make_memory: MemoryMaker, make_tracker: TrackerMaker, user: MemoryUser
+) -> None:
+    tracker = make_tracker(make_memory(PAGES))
+    user.store(range(9), 1)
+    tracker.install()
+    user.store([2, 3, 5, 20, 5 * GRANULE_PAGES], 2)
+    user.punch([5])
+    last = tracker.collect_last()
+    assert last.written == pages(2, 3, 20, 5 * GRANULE_PAGES)
+    assert 5 in last.holes
+
+
 def test_a_zap_alone_writes_nothing(make_memory: MemoryMaker, make_tracker: TrackerMaker, user: MemoryUser) -> None:
     tracker = make_tracker(make_memory(PAGES))
     user.store(range(64), 1)

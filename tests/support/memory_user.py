@@ -25,7 +25,7 @@ from pagefire.protocol.pages import PAGE_BYTES
 
 _ROOT = Path(__file__).resolve().parents[2]
 _PATIENCE_S = 60.0
-_MADV_DONTNEED, _MADV_REMOVE, _MADV_PAGEOUT = 4, 9, 21
+_MADV_DONTNEED, _MADV_REMOVE = 4, 9
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.memcpy.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
@@ -96,22 +96,22 @@ class MemoryUser:
 
     def zap(self, pages: Sequence[int]) -> None:
         """Take pages out of the child's page table (MADV_DONTNEED); the file keeps them."""
-        self._advise(pages, _MADV_DONTNEED)
+        self._advise(pages, 1, _MADV_DONTNEED)
+
+    def zap_run(self, start: int, count: int) -> None:
+        """Do the same for a run of pages in one call."""
+        self._advise([start], count, _MADV_DONTNEED)
 
     def punch(self, pages: Sequence[int]) -> None:
         """Give pages back (MADV_REMOVE): the file has holes there then, which read as zero."""
-        self._advise(pages, _MADV_REMOVE)
-
-    def page_out(self, pages: Sequence[int]) -> None:
-        """Ask the kernel to swap pages out; without swap it does nothing."""
-        self._advise(pages, _MADV_PAGEOUT)
+        self._advise(pages, 1, _MADV_REMOVE)
 
     def read_into(self, page: int, contents: bytes) -> int:
         """Let read(2) store into a page; gives 0 or the error number."""
         return self.ask("read_into", page=page, contents=contents)[0]["errno"]
 
-    def _advise(self, pages: Sequence[int], advice: int) -> None:
-        self.ask("advise", pages=list(pages), advice=advice)
+    def _advise(self, starts: Sequence[int], count: int, advice: int) -> None:
+        self.ask("advise", starts=list(starts), count=count, advice=advice)
 
     def page_table_bytes(self) -> int:
         """Give the memory that the child's page tables take (VmPTE)."""
@@ -174,8 +174,8 @@ class _Child:
         return {"found": [sorted(each) for each in found]}, []
 
     def on_advise(self, request: channel.Message, fds: list[int]) -> tuple[channel.Message, list[int]]:
-        for page in request["pages"]:
-            if _libc.madvise(self._at(page), PAGE_BYTES, request["advice"]):
+        for page in request["starts"]:
+            if _libc.madvise(self._at(page), request["count"] * PAGE_BYTES, request["advice"]):
                 raise OSError(ctypes.get_errno(), f"madvise {request['advice']}")
         return {}, []
 

@@ -1,4 +1,4 @@
-"""A whole migration as messages, and pairs of connections that have come to any phase of it: found in the table, not written down."""
+"""Pairs of connections that have come to any phase of a migration: the way there is found in the table, not written down."""
 
 from __future__ import annotations
 
@@ -19,6 +19,13 @@ def example(message_class: type[m.Message], role: Role = Role.CONTROL) -> tuple[
             hello.versions, hello.capabilities, role.value, 0, hello.session, hello.secret, hello.software, hello.name
         ), 0
     return BY_CLASS[message_class]
+
+
+def simple(message_class: type[m.Message], role: Role = Role.CONTROL) -> m.Message:
+    """Give the example of a message that needs no payload."""
+    message, payload_bytes = example(message_class, role)
+    assert not payload_bytes
+    return message
 
 
 def steps_to(goal: Phase, role: Role = Role.CONTROL) -> list[Step]:

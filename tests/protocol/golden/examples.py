@@ -58,7 +58,9 @@ EXAMPLES: dict[str, tuple[m.Message, int]] = {
     "ClockReading": (m.ClockReading(123_456_789_012_345, 123_456_789_099_999), 0),
     "Offer": (_OFFER, 0),
     "Offer paced": (
-        m.Offer("\N{LATIN SMALL LETTER U WITH DIAERESIS}", 4096, 0, 0, 4096, 1, "idle", 0, 2.5, "precopy", 1, False, 0.0),
+        m.Offer(
+            "\N{LATIN SMALL LETTER U WITH DIAERESIS}", 4096, 0, 0, 4096, 1, "idle", 0, 2.5, "precopy", 1, False, 0.0
+        ),
         0,
     ),
     "Accept": (m.Accept(4711, 0.25), 0),

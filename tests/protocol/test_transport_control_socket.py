@@ -1,0 +1,189 @@
+"""The local control socket: events, then one answer; errors as what they were; whatever a client sends."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+import stat
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pagefire.protocol.errors import Cancelled, GuestError, PagefireError, UsageError
+from pagefire.protocol.transport.control_socket import ControlServer, Emit, Json, request
+
+ERRORS = {
+    "usage": UsageError("no such guest", "running: a, b", "name one"),
+    "cancelled": Cancelled("the migration was cancelled", "the guest runs on here"),
+    "guest": GuestError("the guest died", "", "read its log"),
+    "bug": RuntimeError("something else"),
+    "key": KeyError("steps"),
+}
+
+
+async def _echo(request: Json, emit: Emit) -> Json:
+    return request
+
+
+async def _count(request: Json, emit: Emit) -> Json:
+    for number in range(request["to"]):
+        emit({"event": "number", "number": number})
+        await asyncio.sleep(0)
+    return {"counted": request["to"]}
+
+
+async def _fail(request: Json, emit: Emit) -> Json:
+    raise ERRORS[request["how"]]
+
+
+async def _wait(request: Json, emit: Emit) -> Json:
+    emit({"event": "waiting"})
+    await asyncio.sleep(request.get("for_s", 3600))
+    return {}
+
+
+@pytest.fixture
+async def server(tmp_path: Path) -> AsyncIterator[Path]:
+    path = tmp_path / "source-guest0.control"
+    server = ControlServer(path, {"echo": _echo, "count": _count, "fail": _fail, "wait": _wait})
+    await server.start()
+    yield path
+    await server.close(0)
+
+
+async def ask(path: Path, op: str, **options: Any) -> Json:
+    return await asyncio.to_thread(request, path, op, **options)
+
+
+async def ask_bare(path: Path, line: bytes) -> Any:
+    """Send a line that `request` would not, and give the error of the answer."""
+    reader, writer = await asyncio.open_unix_connection(str(path))
+    writer.write(line)
+    writer.write_eof()
+    answer = json.loads(await reader.readline())
+    writer.close()
+    # The daemon need not have read all of the line.
+    with contextlib.suppress(ConnectionError):
+        assert await reader.read() == b""
+        await writer.wait_closed()
+    return answer["error"]
+
+
+async def test_only_this_user_may_talk_to_it(server: Path) -> None:
+    assert stat.S_IMODE(server.stat().st_mode) == 0o600
+
+
+async def test_an_answer(server: Path) -> None:
+    assert await ask(server, "echo", name="\N{LATIN SMALL LETTER U WITH DIAERESIS}\n", number=2**60) == {
+        "op": "echo",
+        "name": "\N{LATIN SMALL LETTER U WITH DIAERESIS}\n",
+        "number": 2**60,
+    }
+
+
+async def test_events_then_the_answer(server: Path) -> None:
+    events: list[Json] = []
+    assert await ask(server, "count", on_event=events.append, to=100) == {"counted": 100}
+    assert events == [{"event": "number", "number": number} for number in range(100)]
+
+
+async def test_events_may_be_ignored(server: Path) -> None:
+    assert await ask(server, "count", to=3) == {"counted": 3}
+
+
+async def test_a_large_answer(server: Path) -> None:
+    assert len((await ask(server, "echo", text="x" * 900_000))["text"]) == 900_000
+
+
+@pytest.mark.parametrize(
+    ("how", "kind", "exit_code"), [("usage", UsageError, 2), ("cancelled", Cancelled, 3), ("guest", PagefireError, 1)]
+)
+async def test_errors_arrive_as_what_they_were(
+    server: Path, how: str, kind: type[PagefireError], exit_code: int
+) -> None:
+    with pytest.raises(kind) as raised:
+        await ask(server, "fail", how=how)
+    assert str(raised.value) == str(ERRORS[how])
+    assert raised.value.exit_code == exit_code
+
+
+async def test_a_bug_in_the_daemon_is_answered(server: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """And logged there: an answer that never comes would say that the daemon is gone."""
+    with pytest.raises(PagefireError, match=r"RuntimeError: something else. Read its log") as raised:
+        await ask(server, "fail", how="bug")
+    with pytest.raises(PagefireError, match=r"KeyError: 'steps'"):
+        await ask(server, "fail", how="key")
+    assert raised.value.exit_code == 1
+    assert "operation failed" in caplog.text
+    assert await ask(server, "echo") == {"op": "echo"}
+
+
+async def test_an_unknown_operation_lists_the_known(server: Path) -> None:
+    with pytest.raises(UsageError, match="no operation 'dance': known: echo, count, fail, wait"):
+        await ask(server, "dance")
+
+
+@pytest.mark.parametrize(
+    "line", [b"{not json\n", b"[1]\n", b"null\n", b'"op"\n', b"\xff\xfe\n", b"x" * (2 << 20) + b"\n"], ids=range(6)
+)
+async def test_lines_that_are_no_request(server: Path, line: bytes) -> None:
+    error = await ask_bare(server, line)
+    assert "the request is not a" in error["what"]
+    assert error["exit_code"] == 2
+    assert await ask(server, "echo") == {"op": "echo"}
+
+
+@pytest.mark.parametrize("line", [b"", b"{}\n"])
+async def test_no_operation(server: Path, line: bytes) -> None:
+    assert "no operation None" in (await ask_bare(server, line))["what"]
+
+
+async def test_a_command_that_leaves_does_not_hurt_the_daemon(server: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as command:
+        command.setblocking(False)
+        command.connect(str(server))
+        command.send(b'{"op": "count", "to": 2000}\n')
+    assert await ask(server, "echo") == {"op": "echo"}
+
+
+async def test_operations_go_on_side_by_side(server: Path) -> None:
+    waiting = asyncio.create_task(ask(server, "wait", for_s=0.05))
+    assert await ask(server, "echo") == {"op": "echo"}
+    assert await waiting == {}
+
+
+async def test_close_lets_an_answer_leave_and_drops_the_rest(tmp_path: Path) -> None:
+    path = tmp_path / "a.control"
+    server = ControlServer(path, {"wait": _wait})
+    await server.start()
+    begun = asyncio.Semaphore(0)
+    loop = asyncio.get_running_loop()
+    options: dict[str, Any] = {"on_event": lambda event: loop.call_soon_threadsafe(begun.release)}
+    quick = asyncio.create_task(ask(path, "wait", for_s=0.05, **options))
+    endless = asyncio.create_task(ask(path, "wait", **options))
+    await begun.acquire()
+    await begun.acquire()
+    await server.close(0.5)
+    assert await quick == {}
+    with pytest.raises(PagefireError, match="ended without an answer"):
+        await endless
+    with pytest.raises(PagefireError, match="cannot talk to the daemon"):
+        await ask(path, "wait")
+
+
+async def test_closing_what_never_started(tmp_path: Path) -> None:
+    await ControlServer(tmp_path / "a.control", {}).close()
+
+
+async def test_a_daemon_that_is_silent(server: Path) -> None:
+    with pytest.raises(PagefireError, match="cannot talk to the daemon"):
+        await ask(server, "wait", timeout_s=0.05)
+
+
+def test_no_daemon(tmp_path: Path) -> None:
+    with pytest.raises(PagefireError, match=r"nobody\.control: No such file"):
+        request(tmp_path / "nobody.control", "status")
