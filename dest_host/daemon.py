@@ -66,12 +66,16 @@ class DestinationDaemon:
         try:
             await self._ending.wait()
         finally:
-            accepting.cancel()
-            await asyncio.gather(accepting, return_exceptions=True)
-            await self._wind_down()
-            await self._server.close()
-            self._listener.close()
-            runtime_directory.leave(self._directory, self._control_path)
+            # Whatever goes wrong while winding down: a guest must not outlive a daemon that meant to end it.
+            try:
+                accepting.cancel()
+                await asyncio.gather(accepting, return_exceptions=True)
+                await self._wind_down()
+                await self._server.close()
+            finally:
+                await self._end_guests()
+                self._listener.close()
+                runtime_directory.leave(self._directory, self._control_path)
 
     def end(self) -> None:
         self._ending.set()
@@ -166,7 +170,7 @@ class DestinationDaemon:
     # -- the end -----------------------------------------------------------------------------------------------------------
 
     async def _wind_down(self) -> None:
-        """Cancel what is before its commit point, finish what is after it, then end the guests that run here."""
+        """Cancel what is before its commit point, finish what is after it."""
         for task in list(self._tasks):
             if not any(migration.owns_guest for migration in self._migrations):
                 task.cancel()
@@ -187,10 +191,12 @@ class DestinationDaemon:
             for waiting in (forced, *tasks):
                 waiting.cancel()
             await asyncio.gather(forced, *tasks, return_exceptions=True)
+
+    async def _end_guests(self) -> None:
         for migration in self._migrations:
-            migration.close()
             if migration.guest is not None:
                 log.info("guest=%s ending with its daemon", migration.name)
+                migration.close()
                 await in_thread(migration.guest.terminate)
 
 

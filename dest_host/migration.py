@@ -43,6 +43,8 @@ from pagefire.protocol.messages import (
     Hello,
     Offer,
     PageDigests,
+    Populate,
+    Populated,
     Ready,
     Released,
     Resident,
@@ -51,7 +53,7 @@ from pagefire.protocol.messages import (
     Switchover,
     Welcome,
 )
-from pagefire.protocol.pages import pages_of
+from pagefire.protocol.pages import PageSet, pages_of
 from pagefire.protocol.state import Role, Status
 from pagefire.protocol.transport.clock import machine_identity
 from pagefire.protocol.transport.frame_stream import FrameStream, describe_failure, refusal
@@ -198,8 +200,18 @@ class IncomingMigration:
             user_workloads=self._limits.user_workloads,
         )
         path = self._limits.runtime_dir / f"in-{self.session.hex()[:8]}.guest"
-        guest = await in_thread(GuestProcess.spawn, path, config)
-        self.guest = guest
+
+        def start() -> GuestProcess:
+            # Noted in the thread: a cancellation meanwhile waits for the thread's end, and `_fail` has to find what it started.
+            self.guest = GuestProcess.spawn(path, config)
+            return self.guest
+
+        try:
+            guest = await in_thread(start)
+        except PagefireError:
+            # Its last words are in the error; the file would be all that stays of this session.
+            path.with_suffix(".log").unlink(missing_ok=True)
+            raise
         asyncio.get_running_loop().add_reader(guest.pidfd, self._guest_died)
         self._uffd = await in_thread(guest.open_uffd, userfaultfd.DEMAND_PAGING, keep=True)
         self._publisher = Publisher(self._uffd, guest.address, offer.memory_bytes)
@@ -216,15 +228,25 @@ class IncomingMigration:
 
     async def _receive_rounds(self) -> Switchover:
         """Let pages land and acknowledge rounds until the guest stands still at the source."""
-        arrival = await beside(self._control.receive(), self._acknowledge_rounds(), self._watch())
-        match arrival.message:
-            case Switchover() as switchover:
-                self._switchover_payload = await self._control.receive_payload(arrival.payload_bytes)
-                return switchover
-            case Failure() as failure:
-                raise refusal(failure)
-            case other:
-                raise RemoteProtocolError("the peer sent a message out of turn", type(other).__name__)
+        while True:
+            arrival = await beside(self._control.receive(), self._acknowledge_rounds(), self._watch())
+            match arrival.message:
+                case Populate(pages):
+                    await self._populate(pages)
+                case Switchover() as switchover:
+                    self._switchover_payload = await self._control.receive_payload(arrival.payload_bytes)
+                    return switchover
+                case Failure() as failure:
+                    raise refusal(failure)
+
+    async def _populate(self, pages: PageSet) -> None:
+        """Take memory for pages that are announced; holes that have it count as filled, with zeros."""
+        assert self.guest is not None
+        self._intake.check_within(pages)
+        for start, stop in zip(pages.starts.tolist(), pages.stops.tolist(), strict=True):
+            await in_thread(self.guest.memory.populate, start, stop)
+        self._ledger.mark_filled(pages)
+        await self._control.send(Populated())
 
     async def _install(self, switchover: Switchover) -> None:
         """Make the guest ready to run here: its registers, and what is still missing of its memory."""

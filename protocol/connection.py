@@ -15,6 +15,7 @@ from pagefire.protocol import messages
 from pagefire.protocol.errors import LinkLost, LocalProtocolError, RemoteProtocolError
 from pagefire.protocol.frames import FrameDecoder, encode_head
 from pagefire.protocol.messages import (
+    MAX_EXTENT_RUNS,
     MAX_FRAME_PAGES,
     MAX_FRAME_RUNS,
     Failure,
@@ -22,6 +23,7 @@ from pagefire.protocol.messages import (
     Hello,
     Message,
     Pages,
+    Populate,
     Switchover,
     Welcome,
     ZeroPages,
@@ -123,3 +125,5 @@ def _check_size(message: Message, payload_bytes: int) -> None:
             raise ValueError(f"{pages.pages} pages, a frame names {MAX_FRAME_PAGES} at most")
         case Pages(pages) | Fetch(pages) | ZeroPages(pages) if len(pages) > MAX_FRAME_RUNS:
             raise ValueError(f"{len(pages)} runs of pages, a frame names {MAX_FRAME_RUNS} at most")
+        case Populate(pages) if len(pages) > MAX_EXTENT_RUNS:
+            raise ValueError(f"{len(pages)} runs of pages, an announcement names {MAX_EXTENT_RUNS} at most")

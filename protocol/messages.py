@@ -24,6 +24,8 @@ from pagefire.protocol.pages import PageSet
 #: Pages that one Pages or Fetch names at most (8 MiB), and runs, ZeroPages' too: bounds what a receiver has to hold for one frame.
 MAX_FRAME_PAGES = 2048
 MAX_FRAME_RUNS = 512
+#: Runs that one Populate carries at most.
+MAX_EXTENT_RUNS = 40_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +119,21 @@ class Accept(Message):
     kind = 7
     guest_pid: int
     setup_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Populate(Message):
+    """`--populate`: take memory for these pages before the first round brings them."""
+
+    kind = 8
+    pages: PageSet
+
+
+@dataclass(frozen=True, slots=True)
+class Populated(Message):
+    """The memory has been taken."""
+
+    kind = 9
 
 
 @dataclass(frozen=True, slots=True)
@@ -339,7 +356,7 @@ def _builder(annotation: Any) -> Callable[[Any], Any]:
     return _exactly(annotation)
 
 
-#: Not `Message.__subclasses__()`: slots make each class anew, and the one without them is listed there as well, until it is collected.
+#: By kind. Not `Message.__subclasses__()`: slots make each class anew, and the first one is listed there until it is collected.
 CLASSES: dict[int, type[Message]] = {
     c.kind: c for c in tuple(globals().values()) if isinstance(c, type) and issubclass(c, Message) and c is not Message
 }

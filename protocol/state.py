@@ -53,6 +53,7 @@ class Phase(enum.Enum):
     SETUP = "setup"
     OFFERED = "offered"
     ACTIVE = "active"
+    POPULATING = "populating"
     SWITCHING = "switching"
     READY = "ready"
     COMMITTED = "committed"
@@ -72,8 +73,9 @@ CONTROL: dict[tuple[Phase, Side], dict[type[m.Message], Phase]] = {
     (Phase.SETUP, _S): {m.ClockProbe: Phase.SETUP, m.Offer: Phase.OFFERED},
     (Phase.SETUP, _D): {m.ClockReading: Phase.SETUP},
     (Phase.OFFERED, _D): {m.Accept: Phase.ACTIVE},
-    (Phase.ACTIVE, _S): {m.Switchover: Phase.SWITCHING},
+    (Phase.ACTIVE, _S): {m.Populate: Phase.POPULATING, m.Switchover: Phase.SWITCHING},
     (Phase.ACTIVE, _D): {m.RoundReceived: Phase.ACTIVE},
+    (Phase.POPULATING, _D): {m.Populated: Phase.ACTIVE},
     (Phase.SWITCHING, _D): {m.Ready: Phase.READY},
     (Phase.READY, _S): {m.PageDigests: Phase.READY, m.Handover: Phase.COMMITTED},
     (Phase.READY, _D): {m.DigestsCompared: Phase.READY},
@@ -84,7 +86,16 @@ CONTROL: dict[tuple[Phase, Side], dict[type[m.Message], Phase]] = {
 }
 #: Where either side may still end the migration and the guest stays at the source.
 BEFORE_COMMIT = frozenset(
-    {Phase.GREETING, Phase.JOINING, Phase.SETUP, Phase.OFFERED, Phase.ACTIVE, Phase.SWITCHING, Phase.READY}
+    {
+        Phase.GREETING,
+        Phase.JOINING,
+        Phase.SETUP,
+        Phase.OFFERED,
+        Phase.ACTIVE,
+        Phase.POPULATING,
+        Phase.SWITCHING,
+        Phase.READY,
+    }
 )
 for _phase in BEFORE_COMMIT:
     for _side in Side:

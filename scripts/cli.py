@@ -90,6 +90,7 @@ def migrate(
     on_limit: o.OnLimit = None,
     streams: o.Streams = 1,
     tracker: o.Tracker = "auto",
+    populate: o.Populate = False,
     verify: o.Verify = False,
     check: o.Check = True,
     settle: o.Settle = "1s",
@@ -101,7 +102,7 @@ def migrate(
     from pagefire.scripts.migrating import Migration
 
     chosen = o.migration_options(
-        to, mode, downtime_limit, max_rounds, max_time, on_limit, streams, tracker, verify, check, settle
+        to, mode, downtime_limit, max_rounds, max_time, on_limit, streams, tracker, populate, verify, check, settle
     )
     socket_path = _find_source(runtime_dir, name)
     guest = request(socket_path, "status", timeout_s=10.0)["guest"]
@@ -152,6 +153,7 @@ def demo(
     on_limit: o.OnLimit = None,
     streams: o.Streams = 1,
     tracker: o.Tracker = "auto",
+    populate: o.Populate = False,
     verify: o.Verify = False,
     check: o.Check = True,
     settle: o.Settle = "1s",
@@ -168,11 +170,33 @@ def demo(
     _require_writable(json_file)
     config = o.guest_config(memory, resident, vcpus, workload, name, rate, working_set, seed, cpus_guest)
     chosen = o.migration_options(
-        "", mode, downtime_limit, max_rounds, max_time, on_limit, streams, tracker, verify, check, settle
+        "", mode, downtime_limit, max_rounds, max_time, on_limit, streams, tracker, populate, verify, check, settle
     )
     pins = {"--cpus-source": cpus_source, "--cpus-dest": cpus_dest, "--cpus-guest": cpus_guest}
     report, folder = run_demo(config, chosen, parse_duration(warmup), pins, report_dir, _screen)
     _deliver(report, json_file, folder)
+
+
+@app.command()
+def bench(
+    benchmark: Annotated[str, typer.Argument(help="Which figure: throughput.")] = "throughput",
+    memory: Annotated[str, typer.Option("--memory", help="Guest memory of the benchmark.")] = "1GiB",
+    streams: Annotated[
+        str, typer.Option("--streams", help="Page connections to measure, separated by commas.")
+    ] = "1,2",
+    repetitions: Annotated[int, typer.Option("--repetitions", help="Pairs of each case.")] = 5,
+    json_file: o.JsonFile = None,
+) -> None:
+    """Measure a figure as a ratio to a reference taken in the same run."""
+    from pagefire.scripts.bench import BENCHMARKS, print_rows
+
+    if benchmark not in BENCHMARKS:
+        raise UsageError(f"no benchmark named {benchmark}", f"known are {', '.join(BENCHMARKS)}")
+    counts = tuple(int(count) for count in streams.split(",") if count.isdigit())
+    result = BENCHMARKS[benchmark](parse_size(memory), counts, repetitions, _screen)
+    print_rows(result, _screen)
+    if json_file is not None:
+        _write_json(result, json_file)
 
 
 @app.command()

@@ -80,6 +80,14 @@ class DaemonProcess:
             self.process.stdout.close()
         return self.process.returncode
 
+    def __enter__(self) -> DaemonProcess:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.end()
+
 
 class Pair:
     """A destination and a source with one guest, in a private runtime directory; everything is gone when the context ends."""

@@ -110,6 +110,14 @@ Tracker = Annotated[
         rich_help_panel="Migration",
     ),
 ]
+Populate = Annotated[
+    bool,
+    typer.Option(
+        "--populate",
+        help="Take the destination's memory before the first round (longer setup, quicker round).",
+        rich_help_panel="Migration",
+    ),
+]
 Verify = Annotated[
     bool,
     typer.Option(
@@ -188,6 +196,7 @@ def migration_options(
     on_limit: str | None,
     streams: int,
     tracker: str,
+    populate: bool,
     verify: bool,
     check: bool,
     settle: str,
@@ -212,6 +221,7 @@ def migration_options(
         on_limit=on_limit,
         streams=streams,
         tracker=tracker,
+        populate=populate,
         verify=verify,
         check=check,
         settle_s=parse_duration(settle),

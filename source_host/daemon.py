@@ -80,11 +80,14 @@ class SourceDaemon:
         try:
             await self._ending.wait()
         finally:
-            await self._wind_down()
-            await self._server.close()
-            self._stop_watching()
-            await in_thread(guest.terminate)
-            runtime_directory.leave(self._directory, self._control_path)
+            # Whatever goes wrong while winding down: a guest must not outlive a daemon that meant to end it.
+            try:
+                await self._wind_down()
+                await self._server.close()
+            finally:
+                self._stop_watching()
+                await in_thread(guest.terminate)
+                runtime_directory.leave(self._directory, self._control_path)
         if self._lost_pages is not None:
             raise GuestError(f"guest {guest.config.name} is lost", f"{self._lost_pages} of its pages were only here")
 

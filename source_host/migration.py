@@ -29,6 +29,7 @@ from pagefire.protocol.bitmap_raw import raw_bytes
 from pagefire.protocol.connection import Connection
 from pagefire.protocol.errors import Cancelled, GuestError, LinkLost, PagefireError, PeerRefused
 from pagefire.protocol.messages import (
+    MAX_EXTENT_RUNS,
     Accept,
     Aftermath,
     DigestsCompared,
@@ -36,6 +37,8 @@ from pagefire.protocol.messages import (
     Hello,
     Offer,
     PageDigests,
+    Populate,
+    Populated,
     Ready,
     Released,
     Resident,
@@ -51,7 +54,7 @@ from pagefire.protocol.transport.clock import compare_clocks
 from pagefire.protocol.transport.frame_stream import FrameStream, connect, describe_failure
 from pagefire.protocol.transport.points import Points
 from pagefire.protocol.transport.software import software_name
-from pagefire.protocol.transport.tasks import beside, in_thread
+from pagefire.protocol.transport.tasks import beside, in_thread, together
 from pagefire.source_host import convergence, postcopy
 from pagefire.source_host.accounting import Accounting
 from pagefire.source_host.page_fire_tracker import PageFireTracker
@@ -79,6 +82,7 @@ class MigrationOptions:
     streams: int = 1
     tracker: str = "auto"
     bitmap: str = "compacted"
+    populate: bool = False
     verify: bool = False
     check: bool = True
     settle_s: float = 1.0
@@ -208,7 +212,11 @@ class OutgoingMigration:
                 name=self._guest.config.name,
             )
         )
-        welcome = await stream.expect(Welcome, self.options.connect_timeout_s)
+        try:
+            welcome = await stream.expect(Welcome, self.options.connect_timeout_s)
+        except LinkLost as lost:
+            why = f"{lost.what}: {lost.why}" if lost.why else lost.what
+            raise LinkLost(f"no pagefire daemon answers at {self.options.to}", why, "check host and port") from lost
         negotiation.check_welcome(welcome)
         return welcome
 
@@ -224,8 +232,17 @@ class OutgoingMigration:
             self.report.tracker, self.report.tracker_reason = "none", f"{self.options.mode} sends every page once"
             pages = await in_thread(data_extents, guest.memory.fd, 0, guest.memory.size_bytes)
         self._accounting.traced(pages.size_bytes)
+        if self.options.populate:
+            await self._populate(pages)
         await self._points.reached("traced")
         return pages
+
+    async def _populate(self, pages: PageSet) -> None:
+        """Let the destination take memory for what will come, before anything comes."""
+        assert self._control is not None
+        for batch in pages.batches(1 << 40, MAX_EXTENT_RUNS):
+            await self._control.send(Populate(batch))
+            await beside(self._control.expect(Populated, self.options.setup_timeout_s), self._watch())
 
     def _make_tracker(self, choice: TrackerChoice) -> DirtyTracker:
         guest = self._guest
@@ -281,9 +298,9 @@ class OutgoingMigration:
             stream.send_round(pages, zero, number)
             for stream, pages, zero in zip(self._streams, written, holes, strict=True)
         )
+        # The acknowledgement may overtake the news that the last byte has been handed to the socket: both are waited for.
         received = await beside(
-            self._control.expect(RoundReceived),
-            *sending,
+            together(self._control.expect(RoundReceived), *sending),
             self._watch(),
             self._follow_round(number, to_send.written.pages),
         )
@@ -422,6 +439,7 @@ class OutgoingMigration:
         self._relinquished = True
         self.report.owner = "destination"
         self.status = Status.POSTCOPY_ACTIVE
+        self.progress.remaining_pages = self.remaining.pages
 
     async def _hand_over(self) -> None:
         assert self._control is not None

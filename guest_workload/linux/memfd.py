@@ -22,6 +22,7 @@ _libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_
 _libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
 
 _PROT_NONE, _PROT_READ, _PROT_WRITE = 0, 1, 2
+_MADV_POPULATE_WRITE = 23
 _MAP_SHARED, _MAP_PRIVATE, _MAP_FIXED, _MAP_ANONYMOUS, _MAP_NORESERVE = 0x01, 0x02, 0x10, 0x20, 0x4000
 _MAP_FAILED = ctypes.c_void_p(-1).value
 
@@ -90,6 +91,13 @@ class Mapping:
     @property
     def pages(self) -> int:
         return self.size_bytes // PAGE_BYTES
+
+    def populate(self, start: int, stop: int) -> None:
+        """Take memory for the pages start <= page < stop and map them; what they hold stays. Raises OSError when there is none."""
+        address, size_bytes = self.address + start * PAGE_BYTES, (stop - start) * PAGE_BYTES
+        if _libc.madvise(ctypes.c_void_p(address), ctypes.c_size_t(size_bytes), _MADV_POPULATE_WRITE) < 0:
+            error = ctypes.get_errno()
+            raise OSError(error, f"madvise: {os.strerror(error)}")
 
     def close(self) -> None:
         """Unmap and close the descriptor; doing it again does nothing."""

@@ -29,6 +29,19 @@ async def uninterrupted(awaitable: Awaitable[T]) -> T:
         raise
 
 
+async def together(main: Coroutine[Any, Any, T], *others: Coroutine[Any, Any, None]) -> T:
+    """Await all of them to the end; gives the result of `main`. The first error cancels the rest and is raised as it is."""
+    main_task = asyncio.create_task(main)
+    tasks: set[asyncio.Task[Any]] = {main_task, *(asyncio.create_task(work) for work in others)}
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+        for task in done:
+            task.result()
+        return main_task.result()
+    finally:
+        await _end(tasks)
+
+
 async def beside(main: Coroutine[Any, Any, T], *background: Coroutine[Any, Any, None]) -> T:
     """Await `main` while the others run; gives its result, or raises the first error of any. All have ended when this returns."""
     main_task = asyncio.create_task(main)
@@ -41,6 +54,10 @@ async def beside(main: Coroutine[Any, Any, T], *background: Coroutine[Any, Any, 
                 task.result()
         return main_task.result()
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await _end(tasks)
+
+
+async def _end(tasks: set[asyncio.Task[Any]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

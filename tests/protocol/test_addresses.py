@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pagefire.protocol.addresses import parse_address
@@ -38,6 +38,7 @@ def test_refused_with_an_example(typed: str) -> None:
     assert repr(typed) in str(refused.value)
 
 
+@settings(max_examples=50, deadline=None)
 @given(st.text(max_size=12))
 def test_anything_is_an_address_or_refused(typed: str) -> None:
     try:

@@ -7,7 +7,7 @@ import pytest
 from pagefire.protocol import messages as m
 from pagefire.protocol.connection import Connection
 from pagefire.protocol.errors import LinkLost, LocalProtocolError, RemoteProtocolError
-from pagefire.protocol.messages import MAX_FRAME_PAGES, MAX_FRAME_RUNS
+from pagefire.protocol.messages import MAX_EXTENT_RUNS, MAX_FRAME_PAGES, MAX_FRAME_RUNS
 from pagefire.protocol.pages import PAGE_BYTES, PageSet
 from pagefire.protocol.state import Phase, Role, Side
 from tests.protocol.golden.conversation import Pair, example, simple
@@ -21,6 +21,8 @@ MIGRATION: list[tuple[Side, type[m.Message], Phase]] = [
     (DESTINATION, m.ClockReading, Phase.SETUP),
     (SOURCE, m.Offer, Phase.OFFERED),
     (DESTINATION, m.Accept, Phase.ACTIVE),
+    (SOURCE, m.Populate, Phase.POPULATING),
+    (DESTINATION, m.Populated, Phase.ACTIVE),
     (DESTINATION, m.RoundReceived, Phase.ACTIVE),
     (DESTINATION, m.RoundReceived, Phase.ACTIVE),
     (SOURCE, m.Switchover, Phase.SWITCHING),
@@ -162,6 +164,11 @@ def test_a_frame_names_so_many_runs() -> None:
         pair.pass_on(SOURCE, message_class(largest), largest.pages * payload_bytes)
         refused_both_ways(pair, SOURCE, message_class(beyond), beyond.pages * payload_bytes, "513 runs")
     refused_both_ways(Pair.streaming(Role.FAULT), DESTINATION, m.Fetch(beyond), 0, "513 runs")
+
+
+def test_an_announcement_names_so_many_runs() -> None:
+    Pair.at(Phase.ACTIVE).pass_on(SOURCE, m.Populate(runs(MAX_EXTENT_RUNS)))
+    refused_both_ways(Pair.at(Phase.ACTIVE), SOURCE, m.Populate(runs(MAX_EXTENT_RUNS + 1)), 0, "40001 runs")
 
 
 @pytest.mark.parametrize(

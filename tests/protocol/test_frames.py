@@ -6,7 +6,7 @@ import struct
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pagefire.protocol.errors import RemoteProtocolError
@@ -38,6 +38,7 @@ def test_header_is_the_specified_one() -> None:
     assert encode_head(18, b"abc", 5) == b"PGF1" + bytes((18, 0, 0, 0)) + b"\3\0\0\0" + b"\5\0\0\0" + b"abc"
 
 
+@settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(kinds, bodies), max_size=5), st.integers(1, 400))
 @example([(1, b"x"), (2, b"")], 1)
 def test_frames_come_out_as_they_went_in(frames: list[tuple[int, bytes]], piece_bytes: int) -> None:
@@ -47,6 +48,7 @@ def test_frames_come_out_as_they_went_in(frames: list[tuple[int, bytes]], piece_
     assert decoder.between_frames
 
 
+@settings(max_examples=50, deadline=None)
 @given(bodies, st.integers(1, MAX_PAYLOAD_BYTES))
 def test_payload_is_never_wanted(body: bytes, payload_bytes: int) -> None:
     decoder = FrameDecoder()
@@ -115,6 +117,7 @@ def test_a_stranger_is_named(first: bytes, named: str) -> None:
     assert "host and port" in refused.value.do
 
 
+@settings(max_examples=50, deadline=None)
 @given(st.binary(min_size=1, max_size=200))
 def test_random_bytes_give_a_frame_or_the_refusal(stream: bytes) -> None:
     decoder = FrameDecoder()

@@ -42,7 +42,7 @@ async def _fail(request: Json, emit: Emit) -> Json:
 
 async def _wait(request: Json, emit: Emit) -> Json:
     emit({"event": "waiting"})
-    await asyncio.sleep(request.get("for_s", 3600))
+    await asyncio.sleep(3600)
     return {}
 
 
@@ -151,28 +151,44 @@ async def test_a_command_that_leaves_does_not_hurt_the_daemon(server: Path) -> N
 
 
 async def test_operations_go_on_side_by_side(server: Path) -> None:
-    waiting = asyncio.create_task(ask(server, "wait", for_s=0.05))
+    began = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    waiting = asyncio.create_task(
+        ask(server, "wait", on_event=lambda event: loop.call_soon_threadsafe(began.set), timeout_s=0.2)
+    )
+    await began.wait()
     assert await ask(server, "echo") == {"op": "echo"}
-    assert await waiting == {}
+    with pytest.raises(PagefireError, match="cannot talk"):
+        await waiting
 
 
 async def test_close_lets_an_answer_leave_and_drops_the_rest(tmp_path: Path) -> None:
     path = tmp_path / "a.control"
-    server = ControlServer(path, {"wait": _wait})
+    began, may_end = asyncio.Semaphore(0), asyncio.Event()
+
+    async def finish(request: Json, emit: Emit) -> Json:
+        began.release()
+        await may_end.wait()
+        return {}
+
+    async def stay(request: Json, emit: Emit) -> Json:
+        began.release()
+        return await _wait(request, emit)
+
+    server = ControlServer(path, {"finish": finish, "stay": stay})
     await server.start()
-    begun = asyncio.Semaphore(0)
-    loop = asyncio.get_running_loop()
-    options: dict[str, Any] = {"on_event": lambda event: loop.call_soon_threadsafe(begun.release)}
-    quick = asyncio.create_task(ask(path, "wait", for_s=0.05, **options))
-    endless = asyncio.create_task(ask(path, "wait", **options))
-    await begun.acquire()
-    await begun.acquire()
-    await server.close(0.5)
-    assert await quick == {}
+    finishing, endless = asyncio.create_task(ask(path, "finish")), asyncio.create_task(ask(path, "stay"))
+    await began.acquire()
+    await began.acquire()
+    closing = asyncio.create_task(server.close(0.3))
+    await asyncio.sleep(0)
+    may_end.set()
+    assert await finishing == {}
+    await closing
     with pytest.raises(PagefireError, match="ended without an answer"):
         await endless
     with pytest.raises(PagefireError, match="cannot talk to the daemon"):
-        await ask(path, "wait")
+        await ask(path, "stay")
 
 
 async def test_closing_what_never_started(tmp_path: Path) -> None:

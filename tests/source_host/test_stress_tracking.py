@@ -116,7 +116,9 @@ class Migration:
         self._sent = PageSet.empty()
         user.map(self.here)
         # Contents from before the tracing, in a part of memory; the rest are holes.
-        user.ask("stress", [self._vouched.fd], kind="Writers", threads=2, often=RESIDENT_PAGES, zaps=True, seed=seed + 1)
+        user.ask(
+            "stress", [self._vouched.fd], kind="Writers", threads=2, often=RESIDENT_PAGES, zaps=True, seed=seed + 1
+        )
         user.ask("tell_stress", what="go")
         time.sleep(0.01)
         self._tracker = tracker_of(tracker_name, user, self.here)

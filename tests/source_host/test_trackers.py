@@ -49,9 +49,7 @@ def tracker_of(name: str, user: MemoryUser, memory: memfd.Mapping) -> DirtyTrack
         uffd = user.open_uffd(userfaultfd.TRACK_ASYNC)
         return PagemapTracker(uffd, user.pid, user.address, memory.fd, memory.size_bytes)
     need_userfaultfd(userfaultfd.TRACK_SYNC)
-    return PageFireTracker(
-        user.open_uffd(userfaultfd.TRACK_SYNC), user.address, memory.fd, memory.size_bytes
-    )
+    return PageFireTracker(user.open_uffd(userfaultfd.TRACK_SYNC), user.address, memory.fd, memory.size_bytes)
 
 
 def pages(*numbers: int) -> PageSet:
@@ -331,7 +329,9 @@ def test_a_kernel_that_loses_writes_gets_page_fires(monkeypatch: pytest.MonkeyPa
     choice = choose_tracker()
     assert choice.name == "page-fire"
     assert choice.reason == "a written page reads written: lost [5], invented []"
-    with pytest.raises(FeatureMissing, match=r"cannot track writes with PAGEMAP_SCAN: a written page .* `pagefire doctor`"):
+    with pytest.raises(
+        FeatureMissing, match=r"cannot track writes with PAGEMAP_SCAN: a written page .* `pagefire doctor`"
+    ):
         choose_tracker("pagemap-scan")
 
 

@@ -64,6 +64,8 @@ EXAMPLES: dict[str, tuple[m.Message, int]] = {
         0,
     ),
     "Accept": (m.Accept(4711, 0.25), 0),
+    "Populate": (m.Populate(_PAGES), 0),
+    "Populated": (m.Populated(), 0),
     "Pages": (m.Pages(_PAGES), 3 * 4096),
     "Pages none": (m.Pages(PageSet.empty()), 0),
     "ZeroPages": (m.ZeroPages(_PAGES), 0),
