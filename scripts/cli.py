@@ -166,6 +166,7 @@ def demo(
 ) -> None:
     """Start two daemons and a guest on this machine, migrate it, and show the report."""
     from pagefire.scripts.demo import run_demo
+    from pagefire.scripts.report_folder import default_folder
 
     _require_writable(json_file)
     config = o.guest_config(memory, resident, vcpus, workload, name, rate, working_set, seed, cpus_guest)
@@ -173,8 +174,8 @@ def demo(
         "", mode, downtime_limit, max_rounds, max_time, on_limit, streams, tracker, populate, verify, check, settle
     )
     pins = {"--cpus-source": cpus_source, "--cpus-dest": cpus_dest, "--cpus-guest": cpus_guest}
-    report, folder = run_demo(config, chosen, parse_duration(warmup), pins, report_dir, _screen)
-    _deliver(report, json_file, folder)
+    report = run_demo(config, chosen, parse_duration(warmup), pins, _screen)
+    _deliver(report, json_file, report_dir or default_folder(datetime.now()))
 
 
 @app.command()

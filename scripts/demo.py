@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -15,7 +13,6 @@ from pagefire.protocol.transport.control_socket import request
 from pagefire.protocol.units import format_count, format_duration, format_size
 from pagefire.scripts.daemons import Pair
 from pagefire.scripts.migrating import Migration
-from pagefire.scripts.report_folder import default_folder
 from pagefire.source_host.migration import MigrationOptions
 
 
@@ -38,10 +35,9 @@ def run_demo(
     options: MigrationOptions,
     warmup_s: float,
     pins: dict[str, str | None],
-    report_dir: Path | None,
     console: Console,
-) -> tuple[dict[str, Any], Path]:
-    """Run the whole of it; gives the report and the folder to write it to."""
+) -> dict[str, Any]:
+    """Run the whole of it; gives the report."""
     pinned = {option: [option, cpus] if cpus is not None else [] for option, cpus in pins.items()}
     console.print(
         f"Starting two daemons and guest {config.name}: {format_size(config.memory_bytes)}, {config.vcpus} vCPUs, "
@@ -62,5 +58,4 @@ def run_demo(
             f"After {format_duration(warmup_s)} of warm-up the guest has committed {format_count(commits)} transactions"
         )
         chosen = dataclasses.asdict(dataclasses.replace(options, to=pair.destination))
-        report = Migration(pair.source_socket, config.name, chosen, console).run()
-    return report, report_dir or default_folder(datetime.now())
+        return Migration(pair.source_socket, config.name, chosen, console).run()

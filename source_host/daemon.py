@@ -124,7 +124,7 @@ class SourceDaemon:
                 "round": progress.round,
                 "remaining_pages": progress.remaining_pages,
                 "elapsed_s": time.monotonic() - progress.started_s,
-                "error": migration.report.error,
+                "error": status["error"] or migration.report.error,
                 "rounds": [dataclasses.asdict(round_) for round_ in migration.report.rounds],
             }
         return status

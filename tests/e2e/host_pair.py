@@ -34,12 +34,18 @@ class HostPair(Pair):
         report: Json = request(self.source_socket, "migrate", timeout_s=60.0, **dataclasses.asdict(chosen))["report"]
         return report
 
-    def start_migrate(self, *arguments: str) -> subprocess.Popen[str]:
-        """Start `pagefire migrate` of this guest to this destination; the caller waits for it."""
-        return start(
+    @contextlib.contextmanager
+    def migrating(self, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+        """Run `pagefire migrate` of this guest to this destination beside what is done within; `finish` waits for it."""
+        process = start(
             "migrate", self.name, "--to", self.destination, "--settle", "200ms", *arguments,
             "--runtime-dir", str(self.directory),
         )  # fmt: skip
+        with process:
+            try:
+                yield process
+            finally:
+                process.kill()
 
     def on_source(self, op: str, **fields: Any) -> Json:
         return request(self.source_socket, op, timeout_s=60.0, **fields)

@@ -22,7 +22,7 @@ from pagefire.protocol.messages import Failure
 from pagefire.scripts.daemons import DaemonProcess
 from tests.e2e import fake_peers
 from tests.e2e.fake_peers import serving
-from tests.e2e.host_pair import HostPair, assert_verified, guest_arguments, run, until
+from tests.e2e.host_pair import HostPair, assert_verified, finish, guest_arguments, run, until
 from tests.support.kernel import need_pagemap_scan
 
 pytestmark = [pytest.mark.e2e, pytest.mark.kernel]
@@ -279,13 +279,12 @@ def test_the_guest_dies_while_nothing_happens() -> None:
 @pytest.mark.parametrize("point", ["round", "ready"])
 def test_the_guest_dies_during_its_migration(point: str) -> None:
     with HostPair(guest_arguments(vcpus=1)) as pair:
-        with pair.held_at(point) as stands:
-            migration = pair.start_migrate()
+        with pair.held_at(point) as stands, pair.migrating() as migration:
             stands()
             kill(pair.on_source("guests")[pair.name]["guest_pid"])
             until(lambda: bool(pair.on_source("status")["error"]), "the death was not noticed")
             pair.release(point)
-            code, err = migration.wait(60.0), migration.communicate()[1]
+            code, _, err = finish(migration)
         assert code == 1, err
         assert "guest process" in err
         pair.nothing_at_destination()
@@ -293,13 +292,12 @@ def test_the_guest_dies_during_its_migration(point: str) -> None:
 
 
 def test_the_shell_at_the_destination_dies(pair: HostPair) -> None:
-    with pair.guest_unharmed(), pair.held_at("round") as stands:
-        migration = pair.start_migrate()
+    with pair.guest_unharmed(), pair.held_at("round") as stands, pair.migrating() as migration:
         stands()
         kill(pair.on_dest("guests")[pair.name]["guest_pid"])
         until(lambda: not pair.on_dest("guests"), "the destination did not notice the death")
         pair.release("round")
-        code, err = migration.wait(60.0), migration.communicate()[1]
+        code, _, err = finish(migration)
     assert code == 1, err
     assert "pagefire: " in err
     assert "Traceback" not in err

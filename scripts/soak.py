@@ -1,0 +1,113 @@
+"""`make soak`: the full counts of every proof and figure, into one dated results file.
+
+Runs the tests marked `soak` (their recorded properties are kept), nine migrations of a 1 GiB oltp guest, and the throughput
+benchmark. Takes hours on two cores; nothing else should run meanwhile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import xml.etree.ElementTree as ElementTree
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from pagefire.guest_workload.guest_config import GuestConfig
+from pagefire.protocol.transport.software import versions
+from pagefire.scripts import bench
+from pagefire.scripts.demo import run_demo
+from pagefire.source_host.migration import MigrationOptions
+
+Json = dict[str, Any]
+
+_GIB = 1 << 30
+_STUN_FIELDS = ("stun_s", "observer_stun_s", "downtime_s", "all_running_s", "stall_s", "resident_after_s", "total_s")
+
+
+def soak_tests(extra: list[str]) -> Json:
+    """Run the tests at full counts; gives each one's outcome, time and recorded properties."""
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "junit.xml"
+        command = [sys.executable, "-m", "pytest", "-m", "soak", "-p", "no:cacheprovider", f"--junitxml={path}", *extra]
+        code = subprocess.run(command, check=False).returncode
+        cases = [
+            {
+                "test": f"{case.get('classname')}::{case.get('name')}",
+                "outcome": "failed" if any(child.tag in ("failure", "error") for child in case)
+                else "skipped" if case.find("skipped") is not None else "passed",
+                "time_s": float(case.get("time", 0)),
+                "figures": {one.get("name"): one.get("value") for one in case.iter("property")},
+            }
+            for case in ElementTree.parse(path).iter("testcase")
+        ]  # fmt: skip
+    return {"exit_code": code, "cases": cases}
+
+
+def stuns(count: int, console: Console) -> Json:
+    """Must show 2: a 1 GiB oltp guest with 2 vCPUs at full speed, hybrid, `count` times."""
+    config = GuestConfig("guest0", _GIB, _GIB, _GIB // 4, 2, "oltp")
+    reports = []
+    for index in range(count):
+        bench.warm_pool(2 * _GIB)
+        report = run_demo(config, MigrationOptions(to=""), 2.0, {}, Console(quiet=True))
+        reports.append(report)
+        console.print(
+            f"  {index + 1}/{count}: stun {report['stun_s'] * 1e3:.2f} ms, observer {report['observer_stun_s'] * 1e3:.2f} ms"
+        )
+    return {
+        "migrations": count,
+        "invariant_true": sum(bool(report["verified"]["invariant"]) for report in reports),
+        "commits_lost": sum(report["verified"]["commits_lost"] for report in reports),
+        "commits_repeated": sum(report["verified"]["commits_repeated"] for report in reports),
+        "medians": {name: statistics.median(report[name] for report in reports) for name in _STUN_FIELDS},
+        "breakdown_medians": {
+            name: statistics.median(report["downtime_breakdown"][name] for report in reports)
+            for name in reports[0]["downtime_breakdown"]
+        },
+        "stun_s": sorted(report["stun_s"] for report in reports),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", choices=("tests", "stuns", "throughput"), help="Run one part only.")
+    parser.add_argument("pytest", nargs="*", help="Further arguments for pytest.")
+    chosen = parser.parse_args()
+    console = Console(stderr=True, highlight=False)
+    began = time.monotonic()
+    results: Json = {
+        "date": datetime.now().isoformat(timespec="seconds"),
+        "kernel": platform.release(),
+        "cpus": os.cpu_count(),
+        "load_before": os.getloadavg(),
+        "versions": {"pagefire": versions().pagefire, "python": versions().python},
+    }
+    if chosen.only in (None, "stuns"):
+        console.print("Stun of a 1 GiB oltp guest, nine times")
+        results["stun"] = stuns(9, console)
+    if chosen.only in (None, "throughput"):
+        console.print("Throughput of round 1 against the bare copier")
+        results["throughput"] = bench.throughput(_GIB, (1, 2), 7, console)
+    if chosen.only in (None, "tests"):
+        console.print("Tests at full counts")
+        results["tests"] = soak_tests(chosen.pytest)
+    results["took_s"] = round(time.monotonic() - began)
+    path = Path("results") / f"soak-{datetime.now():%Y%m%d-%H%M%S}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    console.print(f"Results: {path}")
+    sys.exit(results.get("tests", {}).get("exit_code", 0))
+
+
+if __name__ == "__main__":
+    main()
