@@ -110,7 +110,7 @@ class DestinationDaemon:
             stream.close()
 
     async def _receive_guest(self, stream: FrameStream, hello: Hello, peer: str) -> None:
-        log.info("peer=%s guest=%s phase=hello software=%s", peer, hello.name, hello.software)
+        log.info("peer=%s guest=%r phase=hello software=%r", peer, hello.name, hello.software)
         migration = IncomingMigration(stream, hello, self._limits, self._name_taken)
         self._migrations.append(migration)
         try:

@@ -19,9 +19,9 @@ from pagefire.dest_host.ledger import Ledger
 from pagefire.dest_host.publishing import Publisher
 from pagefire.guest_workload.linux import userfaultfd
 from pagefire.protocol.errors import PagefireError
-from pagefire.protocol.messages import Fetch, Pages, ZeroPages
+from pagefire.protocol.messages import Failure, Fetch, Pages, ZeroPages
 from pagefire.protocol.pages import PAGE_BYTES, PageSet
-from pagefire.protocol.transport.frame_stream import FrameStream
+from pagefire.protocol.transport.frame_stream import FrameStream, refusal
 
 #: Pages published together around one fault (64 KiB, as the kernel's own fault-around does).
 PUBLISH_WINDOW_PAGES = 16
@@ -73,6 +73,8 @@ class FaultHandler:
                     self._intake.take_fetched(pages, contents, landing)
                 case ZeroPages(pages):
                     self._intake.take_zero(pages, landing, Origin.FETCHED)
+                case Failure() as failure:
+                    raise refusal(failure)
 
     def _serve(self) -> None:
         now = time.monotonic_ns()

@@ -256,6 +256,10 @@ class IncomingMigration:
             raise RemoteProtocolError("the source switches over before its pages have arrived")
         began = time.monotonic()
         registers = self._switchover_payload[: switchover.registers_bytes]
+        if len(registers) != self.guest.control.registers.nbytes:
+            raise RemoteProtocolError(
+                "the checkpoint is of another number of vCPUs", f"{len(registers)} bytes of registers"
+            )
         bitmap = self._switchover_payload[switchover.registers_bytes :]
         missing = decode_bitmap(switchover.bitmap_form, bitmap, pages_of(self.guest.memory.size_bytes))
         if missing.pages != switchover.remaining_pages:

@@ -10,8 +10,8 @@ from pagefire.dest_host.intake import Intake, Origin
 from pagefire.dest_host.landing import Landing
 from pagefire.protocol.connection import Arrival, Connection
 from pagefire.protocol.errors import LinkLost
-from pagefire.protocol.messages import Pages, RoundEnd, ZeroPages
-from pagefire.protocol.transport.frame_stream import close_socket
+from pagefire.protocol.messages import Failure, Pages, RoundEnd, ZeroPages
+from pagefire.protocol.transport.frame_stream import close_socket, refusal
 
 
 class PageReceiver:
@@ -58,6 +58,8 @@ class PageReceiver:
                 self._intake.take_zero(pages, self._landing, Origin.PUSHED)
             case RoundEnd(number):
                 self._on_round_end(number)
+            case Failure() as failure:
+                raise refusal(failure)
 
     def _next(self) -> Arrival:
         while True:

@@ -18,6 +18,7 @@ from pagefire.protocol.messages import (
     MAX_EXTENT_RUNS,
     MAX_FRAME_PAGES,
     MAX_FRAME_RUNS,
+    MAX_ZERO_PAGES,
     Failure,
     Fetch,
     Hello,
@@ -120,9 +121,11 @@ def _check_size(message: Message, payload_bytes: int) -> None:
             raise ValueError(f"{pages.pages} pages announced, {payload_bytes} bytes of payload")
         case Switchover(registers_bytes=registers_bytes) if not 0 <= registers_bytes <= payload_bytes:
             raise ValueError(f"{registers_bytes} bytes of registers announced, {payload_bytes} bytes of payload")
-        # A receiver holds what one frame names, page by page. ZeroPages may name any number: it brings nothing to hold.
+        # A receiver holds what one frame names, page by page.
         case Pages(pages) | Fetch(pages) if pages.pages > MAX_FRAME_PAGES:
             raise ValueError(f"{pages.pages} pages, a frame names {MAX_FRAME_PAGES} at most")
+        case ZeroPages(pages) if pages.pages > MAX_ZERO_PAGES:
+            raise ValueError(f"{pages.pages} zero pages, a frame names {MAX_ZERO_PAGES} at most")
         case Pages(pages) | Fetch(pages) | ZeroPages(pages) if len(pages) > MAX_FRAME_RUNS:
             raise ValueError(f"{len(pages)} runs of pages, a frame names {MAX_FRAME_RUNS} at most")
         case Populate(pages) if len(pages) > MAX_EXTENT_RUNS:

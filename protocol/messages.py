@@ -24,6 +24,8 @@ from pagefire.protocol.pages import PageSet
 #: Pages that one Pages or Fetch names at most (8 MiB), and runs, ZeroPages' too: bounds what a receiver has to hold for one frame.
 MAX_FRAME_PAGES = 2048
 MAX_FRAME_RUNS = 512
+#: Zero pages that one frame names at most (256 MiB of them).
+MAX_ZERO_PAGES = 1 << 16
 #: Runs that one Populate carries at most.
 MAX_EXTENT_RUNS = 40_000
 

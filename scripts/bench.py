@@ -23,7 +23,7 @@ from pagefire.protocol.pages import PAGE_BYTES
 from pagefire.protocol.transport.control_socket import request
 from pagefire.protocol.units import format_size, format_throughput
 from pagefire.scripts.daemons import Pair
-from pagefire.source_host.migration import MigrationOptions
+from pagefire.source_host.options import MigrationOptions
 
 Json = dict[str, Any]
 

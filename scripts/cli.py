@@ -9,6 +9,7 @@ import dataclasses
 import json
 import signal
 import sys
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 

@@ -13,7 +13,7 @@ from pagefire.protocol.transport.control_socket import request
 from pagefire.protocol.units import format_count, format_duration, format_size
 from pagefire.scripts.daemons import Pair
 from pagefire.scripts.migrating import Migration
-from pagefire.source_host.migration import MigrationOptions
+from pagefire.source_host.options import MigrationOptions
 
 
 def source_arguments(config: GuestConfig) -> list[str]:

@@ -20,7 +20,7 @@ from pagefire.protocol.units import (
     parse_size,
     parse_working_set,
 )
-from pagefire.source_host.migration import MigrationOptions
+from pagefire.source_host.options import MigrationOptions
 
 Memory = Annotated[
     str, typer.Option("--memory", help="Guest memory: 512M, 4GiB, 6TiB (sparse).", rich_help_panel="Guest")

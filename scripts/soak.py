@@ -26,7 +26,7 @@ from pagefire.guest_workload.guest_config import GuestConfig
 from pagefire.protocol.transport.software import versions
 from pagefire.scripts import bench
 from pagefire.scripts.demo import run_demo
-from pagefire.source_host.migration import MigrationOptions
+from pagefire.source_host.options import MigrationOptions
 
 Json = dict[str, Any]
 

@@ -18,10 +18,9 @@ from pagefire.guest_workload.linux.cpu_time import cpu_seconds
 from pagefire.protocol.messages import Aftermath, Resident
 from pagefire.protocol.pages import PAGE_BYTES
 from pagefire.protocol.report import Clock, Cpu, GuestShape, Host, MigrationReport, TcpConnection
-from pagefire.protocol.transport.frame_stream import FrameStream
 from pagefire.protocol.transport.software import versions
 from pagefire.source_host import measurement
-from pagefire.source_host.page_stream import PageStream
+from pagefire.source_host.link import Link
 from pagefire.source_host.switchover import Stun
 
 #: Offsets in struct tcp_info (include/uapi/linux/tcp.h): rtt in us, snd_cwnd in segments, total_retrans.
@@ -60,14 +59,7 @@ class Accounting:
         self._resident_ns = message.resident_ns - offset_ns
         self._cpu_after = cpu_seconds(), cpu_seconds(self._guest.pid)
 
-    def finish(
-        self,
-        report: MigrationReport,
-        stun: Stun,
-        streams: list[PageStream],
-        control: FrameStream,
-        faults: FrameStream | None,
-    ) -> None:
+    def finish(self, report: MigrationReport, stun: Stun, link: Link) -> None:
         """Fill in all that the source knows by itself, while the guest and the connections still exist."""
         assert report.clock is not None
         assert stun.resumed is not None
@@ -91,16 +83,17 @@ class Accounting:
         report.downtime_breakdown = stun.breakdown(report.clock)
         report.resident_after_s = (self._resident_ns - resumed_ns) / 1e9
         report.bitmap = stun.bitmap
-        plain = [control, *([faults] if faults is not None else [])]
-        report.wire_bytes = sum(stream.sent_bytes for stream in streams) + sum(stream.sent_bytes for stream in plain)
+        report.wire_bytes = link.sent_bytes
         if report.rounds:
             seconds = sum(round_.duration_s for round_ in report.rounds)
             report.throughput_Bps = sum(round_.wire_bytes for round_ in report.rounds) / seconds
             last = report.rounds[-1]
             report.dirty_pages_per_s = last.dirty_pages_after / last.duration_s
-        report.tcp = [tcp_connection("control", control.sock), *(tcp_connection("pages", s.sock) for s in streams)]
-        if faults is not None:
-            report.tcp.append(tcp_connection("fault", faults.sock))
+        report.tcp = [
+            tcp_connection("control", link.control.sock),
+            *(tcp_connection("pages", stream.sock) for stream in link.streams),
+            tcp_connection("fault", link.faults.sock),
+        ]
         report.host = Host(platform.release(), os.cpu_count() or 1, psutil.virtual_memory().total, os.getloadavg()[0])
         report.versions = versions()
         self._instants = measurement.Instants(

@@ -30,7 +30,8 @@ from pagefire.protocol.transport.control_socket import ControlServer, Emit, Json
 from pagefire.protocol.transport.daemon import SLICE_NS
 from pagefire.protocol.transport.points import Points
 from pagefire.protocol.transport.tasks import in_thread
-from pagefire.source_host.migration import MigrationOptions, OutgoingMigration
+from pagefire.source_host.migration import OutgoingMigration
+from pagefire.source_host.options import MigrationOptions
 
 log = logging.getLogger("pagefire.source")
 

@@ -11,7 +11,6 @@ failure exit asks it and nothing else.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -22,20 +21,14 @@ from pagefire.guest_workload.control_block import Owner
 from pagefire.guest_workload.guest_process import GuestProcess
 from pagefire.guest_workload.linux.memfd import data_extents
 from pagefire.guest_workload.page_digests import page_digests
-from pagefire.protocol import negotiation
-from pagefire.protocol.addresses import parse_address
 from pagefire.protocol.bitmap import encode_bitmap
 from pagefire.protocol.bitmap_raw import raw_bytes
-from pagefire.protocol.connection import Connection
-from pagefire.protocol.errors import Cancelled, GuestError, LinkLost, PagefireError, PeerRefused
+from pagefire.protocol.errors import Cancelled, GuestError, PagefireError, PeerRefused
 from pagefire.protocol.messages import (
     MAX_EXTENT_RUNS,
-    Accept,
     Aftermath,
     DigestsCompared,
     Handover,
-    Hello,
-    Offer,
     PageDigests,
     Populate,
     Populated,
@@ -43,57 +36,27 @@ from pagefire.protocol.messages import (
     Released,
     Resident,
     Resumed,
-    RoundReceived,
     Switchover,
-    Welcome,
 )
-from pagefire.protocol.pages import PAGE_BYTES, PageSet, pages_of
+from pagefire.protocol.pages import PageSet, pages_of
 from pagefire.protocol.report import Bitmap, MigrationReport, Percentiles, Postcopy, Round
-from pagefire.protocol.state import Role, Side, Status
-from pagefire.protocol.transport.clock import compare_clocks
-from pagefire.protocol.transport.frame_stream import FrameStream, connect, describe_failure
+from pagefire.protocol.state import Status
 from pagefire.protocol.transport.points import Points
-from pagefire.protocol.transport.software import software_name
-from pagefire.protocol.transport.tasks import beside, in_thread, together
+from pagefire.protocol.transport.tasks import beside, in_thread
 from pagefire.source_host import convergence, postcopy
 from pagefire.source_host.accounting import Accounting
+from pagefire.source_host.link import Link
+from pagefire.source_host.options import MigrationOptions
 from pagefire.source_host.page_fire_tracker import PageFireTracker
-from pagefire.source_host.page_stream import PageStream, striped
 from pagefire.source_host.pagemap_tracker import PagemapTracker
 from pagefire.source_host.switchover import Stun
 from pagefire.source_host.tracking import NOTHING, Collected, DirtyTracker, TrackerChoice, choose_tracker
 
 log = logging.getLogger("pagefire.source")
 
-_DIGEST_BATCH_PAGES = 1 << 18
+#: Digests that one message compares: if every second page differs, the answer still fits a frame.
+_DIGEST_BATCH_PAGES = 1 << 16
 Emit = Callable[[dict[str, Any]], None]
-
-
-@dataclass(frozen=True, slots=True)
-class MigrationOptions:
-    """What a person may choose for one migration; see `pagefire migrate --help`."""
-
-    to: str
-    mode: str = "hybrid"
-    downtime_limit_s: float = 0.05
-    max_rounds: int = 30
-    max_time_s: float = 300.0
-    on_limit: str | None = None
-    streams: int = 1
-    tracker: str = "auto"
-    bitmap: str = "compacted"
-    populate: bool = False
-    verify: bool = False
-    check: bool = True
-    settle_s: float = 1.0
-    connect_timeout_s: float = 10.0
-    setup_timeout_s: float = 120.0
-    switchover_timeout_s: float = 10.0
-
-    @property
-    def limits(self) -> convergence.Limits:
-        on_limit = self.on_limit or ("cancel" if self.mode == "precopy" else "postcopy")
-        return convergence.Limits(self.mode, self.downtime_limit_s, self.max_rounds, self.max_time_s, on_limit)
 
 
 @dataclass(slots=True)
@@ -119,14 +82,11 @@ class OutgoingMigration:
         self._points = points
         self._emit = emit
         self._accounting = Accounting(guest)
-        self._control: FrameStream | None = None
-        self._fault_stream: FrameStream | None = None
-        self._streams: list[PageStream] = []
+        self._link = Link(options, guest.config, guest.memory)
         self._tracker: DirtyTracker | None = None
         self._sent = PageSet.empty()
         self._unsent = NOTHING
         self._recent = PageSet.empty()
-        self._rounds_done = 0
         self._relinquished = False
         self._stun = Stun()
         self._guest_died = asyncio.Event()
@@ -163,62 +123,11 @@ class OutgoingMigration:
     # -- setup ---------------------------------------------------------------------------------------------------------------
 
     async def _negotiate(self) -> None:
-        """Agree with the destination and open every connection; its guest shell is ready when this returns."""
-        options, config = self.options, self._guest.config
+        """Open every connection; a shell of the guest is ready at the destination when this returns."""
         self._note("setup")
-        self._control = control = await self._connect(Role.CONTROL)
-        welcome = await self._greet(control, Role.CONTROL, 0, b"", b"")
-        self.report.clock = await compare_clocks(control, welcome.machine, options.connect_timeout_s)
-        await control.send(
-            Offer(
-                name=config.name,
-                memory_bytes=config.memory_bytes,
-                resident_bytes=config.resident_bytes,
-                working_set_bytes=config.working_set_bytes,
-                page_bytes=PAGE_BYTES,
-                vcpus=config.vcpus,
-                workload=config.workload,
-                seed=config.seed,
-                rate=config.rate,
-                mode=options.mode,
-                streams=options.streams,
-                check=options.check,
-                settle_s=options.settle_s,
-            )
-        )
-        await beside(control.expect(Accept, options.setup_timeout_s), self._watch())
-        for index in range(options.streams):
-            stream = await self._connect(Role.PAGES)
-            await self._greet(stream, Role.PAGES, index, welcome.session, welcome.secret)
-            self._streams.append(PageStream(stream.detach(), stream.connection, self._guest.memory))
-        self._fault_stream = await self._connect(Role.FAULT)
-        await self._greet(self._fault_stream, Role.FAULT, 0, welcome.session, welcome.secret)
+        await beside(self._link.open(), self._watch())
+        self.report.clock = self._link.clock
         await self._points.reached("negotiated")
-
-    async def _connect(self, role: Role) -> FrameStream:
-        host, port = parse_address(self.options.to)
-        return await connect(host, port, Connection(Side.SOURCE, role), self.options.connect_timeout_s)
-
-    async def _greet(self, stream: FrameStream, role: Role, index: int, session: bytes, secret: bytes) -> Welcome:
-        await stream.send(
-            Hello(
-                versions=list(negotiation.VERSIONS),
-                capabilities=list(negotiation.CAPABILITIES),
-                role=role.value,
-                index=index,
-                session=session,
-                secret=secret,
-                software=software_name(),
-                name=self._guest.config.name,
-            )
-        )
-        try:
-            welcome = await stream.expect(Welcome, self.options.connect_timeout_s)
-        except LinkLost as lost:
-            why = f"{lost.what}: {lost.why}" if lost.why else lost.what
-            raise LinkLost(f"no pagefire daemon answers at {self.options.to}", why, "check host and port") from lost
-        negotiation.check_welcome(welcome)
-        return welcome
 
     async def _begin_tracing(self) -> PageSet:
         """Install tracing where rounds will need it; gives the pages that have contents."""
@@ -239,10 +148,9 @@ class OutgoingMigration:
 
     async def _populate(self, pages: PageSet) -> None:
         """Let the destination take memory for what will come, before anything comes."""
-        assert self._control is not None
         for batch in pages.batches(1 << 40, MAX_EXTENT_RUNS):
-            await self._control.send(Populate(batch))
-            await beside(self._control.expect(Populated, self.options.setup_timeout_s), self._watch())
+            await self._link.control.send(Populate(batch))
+            await beside(self._link.control.expect(Populated, self.options.setup_timeout_s), self._watch())
 
     def _make_tracker(self, choice: TrackerChoice) -> DirtyTracker:
         guest = self._guest
@@ -286,64 +194,28 @@ class OutgoingMigration:
             self.options = replace(self.options, mode="hybrid")
 
     async def _send_round(self, to_send: Collected) -> Round:
-        """Send one set of pages on all connections and wait until the destination has them in memory."""
-        assert self._control is not None
-        number = self._rounds_done + 1
-        self.progress.round, self.progress.remaining_pages = number, to_send.written.pages
-        before = self._sent_totals()
-        began = time.monotonic()
-        written = striped(to_send.written, len(self._streams))
-        holes = [to_send.holes] + [PageSet.empty()] * (len(self._streams) - 1)
-        sending = (
-            stream.send_round(pages, zero, number)
-            for stream, pages, zero in zip(self._streams, written, holes, strict=True)
-        )
-        # The acknowledgement may overtake the news that the last byte has been handed to the socket: both are waited for.
-        received = await beside(
-            together(self._control.expect(RoundReceived), *sending),
-            self._watch(),
-            self._follow_round(number, to_send.written.pages),
-        )
-        if received.round != number:
-            raise LinkLost("the destination acknowledged another round", f"{received.round}, not {number}")
-        self._rounds_done = number
+        self.progress.round, self.progress.remaining_pages = self._link.rounds_done + 1, to_send.written.pages
+        done = await beside(self._link.send_round(to_send), self._watch(), self._follow_round(to_send.written.pages))
         self._sent |= to_send.written
-        after = self._sent_totals()
-        pages, zero_pages, wire_bytes = (after[i] - before[i] for i in range(3))
-        return Round(number, pages, zero_pages, wire_bytes, time.monotonic() - began, 0)
+        return done
 
-    async def _follow_round(self, number: int, pages: int) -> None:
-        before = self._sent_totals()
+    async def _follow_round(self, pages: int) -> None:
+        before = self._link.sent_totals()
         while True:
-            sent_pages, _, sent_bytes = (now - then for now, then in zip(self._sent_totals(), before, strict=True))
-            self.progress.sent_bytes = sent_bytes
-            self._emit(
-                {
-                    "event": "progress",
-                    "round": number,
-                    "pages": pages,
-                    "sent_pages": sent_pages,
-                    "sent_bytes": sent_bytes,
-                }
+            sent_pages, _, self.progress.sent_bytes = (
+                now - then for now, then in zip(self._link.sent_totals(), before, strict=True)
             )
+            self._emit({"event": "progress", "round": self.progress.round, "pages": pages, "sent_pages": sent_pages})
             await asyncio.sleep(0.1)
 
     def _known_to_destination(self, collected: Collected) -> Collected:
         """Leave out holes of which the destination never had contents: they are zero there already."""
         return Collected(collected.written, collected.holes & self._sent if collected.holes else collected.holes)
 
-    def _sent_totals(self) -> tuple[int, int, int]:
-        return (
-            sum(stream.sent_pages for stream in self._streams),
-            sum(stream.zero_pages for stream in self._streams),
-            sum(stream.sent_bytes for stream in self._streams),
-        )
-
     # -- the stun ------------------------------------------------------------------------------------------------------------
 
     async def _switch_over(self, pages: PageSet) -> None:
         """Stop the guest and bring the destination to where it could run it. Nothing in here that could be done before or after."""
-        assert self._control is not None
         stun, control = self._stun, self._guest.control
         self._note("device")
         self.status = Status.DEVICE
@@ -365,19 +237,19 @@ class OutgoingMigration:
         registers = control.checkpoint_registers()
         stun.last_commits_ns = control.last_commits_ns()
         stun.commits = control.commits_by_vcpu().tolist()
-        await self._control.send(
+        await self._link.control.send(
             Switchover(
                 registers_bytes=len(registers),
                 bitmap_form=self.options.bitmap,
                 remaining_pages=stun.remaining.pages,
                 commits=stun.commits,
-                last_round=self._rounds_done,
+                last_round=self._link.rounds_done,
                 stop_at=control.stop_at,
             ),
             registers + coded,
         )
         stun.mark("sent")
-        stun.ready = await beside(self._control.expect(Ready, self.options.switchover_timeout_s), self._watch())
+        stun.ready = await beside(self._link.control.expect(Ready, self.options.switchover_timeout_s), self._watch())
         stun.mark("ready")
         if self.options.verify:
             await self._verify(pages | self._sent)
@@ -418,13 +290,13 @@ class OutgoingMigration:
 
     async def _verify(self, pages: PageSet) -> None:
         """Compare digests of every page that the destination claims to have; raises when one differs, and the guest stays here."""
-        assert self._control is not None
-        differing = PageSet.empty()
-        for batch in (pages - self._stun.remaining).batches(_DIGEST_BATCH_PAGES, 8192):
+        comparable, differing = pages - self._stun.remaining, PageSet.empty()
+        for batch in comparable.batches(_DIGEST_BATCH_PAGES, _DIGEST_BATCH_PAGES):
             digests = await in_thread(page_digests, self._guest.memory, batch)
-            await self._control.send(PageDigests(batch), digests)
-            differing |= (await self._control.expect(DigestsCompared, self.options.setup_timeout_s)).differing
-        self.report.verified.digest_match = not differing
+            await self._link.control.send(PageDigests(batch), digests)
+            differing |= (await self._link.control.expect(DigestsCompared, self.options.setup_timeout_s)).differing
+        if comparable:
+            self.report.verified.digest_match = not differing
         if differing:
             raise PagefireError(
                 "the digests of both hosts differ", f"{differing.pages} pages, the first is {int(differing.starts[0])}"
@@ -442,12 +314,11 @@ class OutgoingMigration:
         self.progress.remaining_pages = self.remaining.pages
 
     async def _hand_over(self) -> None:
-        assert self._control is not None
         await self._points.reached("relinquished")
         self._stun.mark("handover")
-        await self._control.send(Handover())
+        await self._link.control.send(Handover())
         try:
-            self._stun.resumed = await self._control.expect(Resumed)
+            self._stun.resumed = await self._link.control.expect(Resumed)
         except PeerRefused:
             # "Not taken, session fenced": the destination wrote that down before it said so, so there is one owner again.
             self._guest.control.owner = Owner.OWNER
@@ -460,17 +331,15 @@ class OutgoingMigration:
 
         The guest process here is not watched any more: this daemon maps the memory itself, so its death loses nothing.
         """
-        assert self._control is not None
-        assert self._fault_stream is not None
         assert self._stun.resumed is not None
         self._note("postcopy-active")
         self._emit({"event": "resumed", "remaining_pages": self.remaining.pages})
         await self._points.reached("resumed")
         remaining = postcopy.Remaining(self.remaining, self._recent)
         resident = await beside(
-            self._control.expect(Resident),
-            postcopy.push(remaining, self._streams),
-            postcopy.serve_faults(remaining, self._fault_stream, self._guest.memory),
+            self._link.control.expect(Resident),
+            postcopy.push(remaining, self._link.streams),
+            postcopy.serve_faults(remaining, self._link.faults, self._guest.memory),
             self._follow(remaining),
         )
         self.progress.remaining_pages = 0
@@ -491,22 +360,23 @@ class OutgoingMigration:
 
     async def _conclude(self) -> None:
         """Free the guest's memory here and put the report together."""
-        assert self._control is not None
         self.status = Status.COMPLETED
         self.report.outcome = "completed"
-        self._accounting.finish(self.report, self._stun, self._streams, self._control, self._fault_stream)
-        self._close()
+        self._accounting.finish(self.report, self._stun, self._link)
+        self._link.close_pages()
+        if self._tracker is not None:
+            self._tracker.remove()
         await in_thread(self._guest.terminate)
         try:
-            await self._control.send(Released())
-            aftermath = await self._control.expect(Aftermath, self.options.settle_s + self.options.setup_timeout_s)
+            await self._link.control.send(Released())
+            aftermath = await self._link.control.expect(Aftermath, self.options.settle_s + self.options.setup_timeout_s)
         except PagefireError as error:
             # The guest runs there with all its pages; only what happened afterwards is unknown.
             self.report.error = f"completed, but the destination did not tell how the guest fared: {error}"
             log.warning("guest=%s %s", self._guest.config.name, self.report.error)
         else:
             self._accounting.add_aftermath(self.report, self._stun, aftermath)
-        self._control.close()
+        self._link.control.close()
         log.info("guest=%s status=completed destination=%s", self._guest.config.name, self.options.to)
 
     # -- the failure exit ----------------------------------------------------------------------------------------------------
@@ -521,19 +391,12 @@ class OutgoingMigration:
         self.status = Status.CANCELLED if cancelled else Status.FAILED
         self.report.outcome = self.status.value
         self.report.error = "cancelled" if isinstance(error, asyncio.CancelledError) else str(error)
-        for stream in self._streams:
-            await stream.abort()
-        if self._tracker is not None:
-            await in_thread(self._tracker.remove)
+        # First of all the guest goes on; what is left of the attempt is cleared away behind it.
         if not self._guest_died.is_set():
             self._guest.control.resume()
-        if self._control is not None:
-            with contextlib.suppress(PagefireError, TimeoutError):
-                async with asyncio.timeout(1.0):
-                    await self._control.send(describe_failure(error, self.status.value))
-            self._control.close()
-        if self._fault_stream is not None:
-            self._fault_stream.close()
+        await self._link.abort(error, self.status.value)
+        if self._tracker is not None:
+            await in_thread(self._tracker.remove)
         log.warning("guest=%s status=%s why=%s", self._guest.config.name, self.status.value, self.report.error)
         if isinstance(error, asyncio.CancelledError):
             raise Cancelled("the migration was cancelled", "the guest runs on here") from error
@@ -558,14 +421,6 @@ class OutgoingMigration:
         )
 
     # -- small things --------------------------------------------------------------------------------------------------------
-
-    def _close(self) -> None:
-        for stream in self._streams:
-            stream.close()
-        if self._fault_stream is not None:
-            self._fault_stream.close()
-        if self._tracker is not None:
-            self._tracker.remove()
 
     async def _watch(self) -> None:
         await self._guest_died.wait()

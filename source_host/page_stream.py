@@ -21,7 +21,7 @@ import numpy as np
 from pagefire.guest_workload.linux.memfd import Mapping
 from pagefire.protocol.connection import Connection
 from pagefire.protocol.errors import LinkLost
-from pagefire.protocol.messages import MAX_FRAME_PAGES, MAX_FRAME_RUNS, Pages, RoundEnd, ZeroPages
+from pagefire.protocol.messages import MAX_FRAME_PAGES, MAX_FRAME_RUNS, MAX_ZERO_PAGES, Pages, RoundEnd, ZeroPages
 from pagefire.protocol.pages import PAGE_BYTES, PageSet
 from pagefire.protocol.transport.frame_stream import close_socket
 from pagefire.protocol.transport.tasks import uninterrupted
@@ -77,7 +77,7 @@ class PageStream:
         self._executor.shutdown(wait=False, cancel_futures=True)
 
     def _send_round(self, written: PageSet, holes: PageSet, round_number: int) -> None:
-        for batch in holes.batches(1 << 30, MAX_FRAME_RUNS):
+        for batch in holes.batches(MAX_ZERO_PAGES, MAX_FRAME_RUNS):
             self._send_zero_pages(batch)
         self.send_pages(written)
         self._write([self._connection.send(RoundEnd(round_number))])

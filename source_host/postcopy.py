@@ -82,8 +82,7 @@ async def serve_faults(remaining: Remaining, faults: FrameStream, memory: Mappin
     contents = memory.array.data
     words = memory.array.view(np.uint64).reshape(-1, PAGE_BYTES // 8)
     while True:
-        request = (await faults.receive()).message
-        assert isinstance(request, Fetch)
+        request = await faults.expect(Fetch)
         for page in remaining.take(request.pages).page_numbers().tolist():
             single = PageSet.span(page, page + 1)
             if words[page].any():

@@ -60,11 +60,11 @@ class Scanner:
         start: int,
         end: int,
         *,
-        flags: Flag = Flag(0),
-        require: Category = Category(0),
-        any_of: Category = Category(0),
-        inverted: Category = Category(0),
-        give: Category = Category(0),
+        flags: int = 0,
+        require: int = 0,
+        any_of: int = 0,
+        inverted: int = 0,
+        give: int = 0,
     ) -> Regions:
         """Collect the regions of [start, end) that match, as rows (start address, end address, categories).
 

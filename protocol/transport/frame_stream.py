@@ -18,6 +18,9 @@ from pagefire.protocol.messages import Failure, Message
 
 M = TypeVar("M", bound=Message)
 
+#: When a silent peer is declared lost (tcp(7)).
+KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S, SILENCE_S = 10, 5, 30
+
 
 class FrameStream:
     """One connection: a socket and the protocol core that says what may pass."""
@@ -25,6 +28,11 @@ class FrameStream:
     def __init__(self, sock: socket.socket, connection: Connection) -> None:
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        # A peer that lost power says nothing: the kernel asks it after 10 s of silence, and gives up 30 s after unanswered bytes.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_S)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SILENCE_S * 1000)
         self.sock = sock
         self.connection = connection
         self.sent_bytes = 0
@@ -106,7 +114,12 @@ def close_socket(sock: socket.socket) -> None:
 
 def refusal(failure: Failure) -> PagefireError:
     """Turn the peer's Failure into our exception, in the peer's words."""
-    return PeerRefused(failure.what, failure.why, failure.do)
+    return PeerRefused(_one_line(failure.what), _one_line(failure.why), _one_line(failure.do))
+
+
+def _one_line(text: str) -> str:
+    """Leave nothing in a text that could forge a line of the peer's log or steer its terminal."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)[:500]
 
 
 def describe_failure(error: BaseException, outcome: str = "failed") -> Failure:

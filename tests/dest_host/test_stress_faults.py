@@ -20,7 +20,7 @@ from pagefire.dest_host.fault_handler import FaultHandler
 from pagefire.dest_host.intake import Origin
 from pagefire.dest_host.landing import Landing
 from pagefire.dest_host.publishing import Publisher
-from pagefire.guest_workload.linux import memfd, userfaultfd
+from pagefire.guest_workload.linux import userfaultfd
 from pagefire.protocol.pages import PAGE_BYTES, PageSet
 from pagefire.protocol.transport.tasks import beside
 from pagefire.source_host import postcopy

@@ -18,7 +18,7 @@ import pytest
 from pagefire.guest_workload.observation import open_control
 from pagefire.protocol.transport.control_socket import request
 from pagefire.scripts.daemons import Pair
-from pagefire.source_host.migration import MigrationOptions
+from pagefire.source_host.options import MigrationOptions
 
 Json = dict[str, Any]
 PAGEFIRE = (sys.executable, "-m", "pagefire.scripts.cli")

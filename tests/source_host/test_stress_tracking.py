@@ -15,7 +15,6 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from pagefire.guest_workload.linux import memfd
 from pagefire.protocol.pages import GRANULE_PAGES, PageSet, pages_of
 from pagefire.source_host.tracking import NOTHING
 from tests.source_host.conftest import MemoryMaker

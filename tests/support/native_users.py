@@ -30,6 +30,7 @@ PAGE_WORDS = PAGE_BYTES // 8
 #: Words from here on belong to the readers' threads, one each; those before are the source's alone.
 FIRST_OWN_WORD = 448
 _NICE = 10
+_PATIENCE_S = 20.0
 _MADV_DONTNEED, _MADV_PAGEOUT = 4, 21
 _0, _1, _7, _8, _63 = (np.uint64(number) for number in (0, 1, 7, 8, 63))
 _GOLDEN = np.uint64(0x9E37_79B9_7F4A_7C15)
@@ -124,7 +125,9 @@ class _Threads:
     def stop(self, request: dict[str, Any]) -> None:
         self._stop[0] = 1
         for thread in self._running:
-            thread.join()
+            thread.join(_PATIENCE_S)
+            if thread.is_alive():
+                raise RuntimeError("a thread still waits for a page")
         self._running, self._stop[0] = [], 0
 
 

@@ -1,0 +1,38 @@
+"""What a person may choose for one migration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pagefire.source_host.convergence import Limits
+
+
+@dataclass(frozen=True, slots=True)
+class MigrationOptions:
+    """The options of `pagefire migrate`, by their names there; times in seconds.
+
+    The timeouts bound the waits for a connection, for a shell guest (or digests) at the destination, and for READY. Where the last
+    one passes before the commit point, the guest runs on here.
+    """
+
+    to: str
+    mode: str = "hybrid"
+    downtime_limit_s: float = 0.05
+    max_rounds: int = 30
+    max_time_s: float = 300.0
+    on_limit: str | None = None
+    streams: int = 1
+    tracker: str = "auto"
+    bitmap: str = "compacted"
+    populate: bool = False
+    verify: bool = False
+    check: bool = True
+    settle_s: float = 1.0
+    connect_timeout_s: float = 10.0
+    setup_timeout_s: float = 120.0
+    switchover_timeout_s: float = 10.0
+
+    @property
+    def limits(self) -> Limits:
+        on_limit = self.on_limit or ("cancel" if self.mode == "precopy" else "postcopy")
+        return Limits(self.mode, self.downtime_limit_s, self.max_rounds, self.max_time_s, on_limit)
