@@ -102,6 +102,7 @@ class Postcopy:
     """What moved after the resume, counted by the receiver. `fault_us`: page fault to page published, by the handler's clock.
 
     `blocktime_s` is the time all vCPUs together waited for pages, as the sum of those fault latencies.
+    `duplicate_pages` came a second time, because a fault asked for what was on its way, and were dropped.
     `minor_faults` needed no page from the source: the page was here and only had to be published.
     """
 

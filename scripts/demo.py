@@ -39,15 +39,15 @@ def run_demo(
 ) -> dict[str, Any]:
     """Run the whole of it; gives the report."""
     pinned = {option: [option, cpus] if cpus is not None else [] for option, cpus in pins.items()}
-    console.print(
-        f"Starting two daemons and guest {config.name}: {format_size(config.memory_bytes)}, {config.vcpus} vCPUs, "
-        f"workload {config.workload}"
-    )
     allowed = [part for workload in config.user_workloads for part in ("--allow-workload", workload)]
     pair = Pair(
         [*source_arguments(config), *pinned["--cpus-source"], *pinned["--cpus-guest"]],
         [*allowed, *pinned["--cpus-dest"], *pinned["--cpus-guest"]],
         config.name,
+    )
+    console.print(
+        f"Starting two daemons and guest {config.name}: {format_size(config.memory_bytes)}, {config.vcpus} vCPUs, "
+        f"workload {config.workload}"
     )
     with pair:
         console.print(f"  {pair.dest.ready_line}", style="dim", soft_wrap=True)

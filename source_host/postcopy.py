@@ -1,7 +1,8 @@
 """After the resume: one set of remaining pages, pushed in the background and pulled on demand.
 
-Each page leaves the set exactly once, whoever takes it, so that none is sent twice. A fetch for a page that is gone from it is
-answered by the push that already carries it.
+Each page leaves the set once, and is pushed or fetched. A fetch for a page that the push has taken already is answered all the same:
+what was pushed may lie behind megabytes in the sockets' buffers (100 ms and more were measured), the memory here does not change any
+more, and the destination takes a page's first copy and drops the other. Cost: one page on the wire for each such fault.
 """
 
 from __future__ import annotations
@@ -30,12 +31,17 @@ class Remaining:
 
     def __init__(self, pages: PageSet, recent: PageSet) -> None:
         """Hold `pages`; those of them that are `recent` are pushed first: what was written last is what the guest writes next."""
+        self._all = pages
         first = pages & recent
         self._batches = itertools.chain(first.batches(PUSH_PAGES), (pages - first).batches(PUSH_PAGES))
         self._numbers = pages.page_numbers()
         self._left = np.ones(pages.pages, np.bool_)
         self._lock = threading.Lock()
         self.count = pages.pages
+
+    def named(self, pages: PageSet) -> PageSet:
+        """Give those pages that were ever in the set."""
+        return pages & self._all
 
     def take(self, wanted: PageSet) -> PageSet:
         """Remove `wanted` from the set; gives those of them that were still in it."""
@@ -83,7 +89,8 @@ async def serve_faults(remaining: Remaining, faults: FrameStream, memory: Mappin
     words = memory.array.view(np.uint64).reshape(-1, PAGE_BYTES // 8)
     while True:
         request = await faults.expect(Fetch)
-        for page in remaining.take(request.pages).page_numbers().tolist():
+        remaining.take(request.pages)
+        for page in remaining.named(request.pages).page_numbers().tolist():
             single = PageSet.span(page, page + 1)
             if words[page].any():
                 await faults.send(Pages(single), contents[page * PAGE_BYTES : (page + 1) * PAGE_BYTES])

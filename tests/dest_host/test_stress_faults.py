@@ -36,7 +36,7 @@ PAGES = 8192
 THREADS = 4
 FIRST_OWN_WORD = 448
 PATIENCE_S = 60.0
-#: What a page may be when the guest is resumed, and how often (of 10): current here, stale here, absent here, stale here and zero at
+#: What a page may be when the guest is resumed, and its share: current here, stale here, absent here, stale here and zero at
 #: the source, absent here and zero at the source, a hole that nobody names.
 CURRENT, STALE, ABSENT, STALE_NOW_ZERO, ABSENT_ZERO, HOLE = range(6)
 SHARES = [0.3, 0.2, 0.3, 0.08, 0.06, 0.06]

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
-
-from tests.e2e.host_pair import until
 
 _MARK = "PAGEFIRE_TEST_PLACE"
 
@@ -50,7 +49,9 @@ class Place:
         return left + sorted(set(os.listdir("/dev/shm")) - self._shared_memory)
 
     def assert_nothing_left(self) -> None:
-        until(lambda: not self.processes(), "processes are left", patience_s=5.0)
+        deadline = time.monotonic() + 5.0
+        while self.processes() and time.monotonic() < deadline:
+            time.sleep(0.05)
         left = self.leftovers()
         assert not left, left
 

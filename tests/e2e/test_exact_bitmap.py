@@ -72,4 +72,3 @@ def test_the_bitmap_is_exact_at_the_stun(workload: str, mode: str, record_proper
     postcopy = report["postcopy"]
     assert isinstance(postcopy, dict)
     assert postcopy["pushed_pages"] + postcopy["faulted_pages"] == bitmap.pages
-    assert postcopy["duplicate_pages"] == 0

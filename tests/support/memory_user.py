@@ -70,7 +70,7 @@ class MemoryUser:
         return self._child.poll() is None
 
     def ask(self, op: str, fds: Sequence[int] = (), **arguments: Any) -> tuple[dict[str, Any], list[int]]:
-        """Ask and wait for the reply and its descriptors, which are the caller's; RuntimeError with the child's words if it failed."""
+        """Ask and wait for the reply and its descriptors, which are the caller's; RuntimeError if it failed there."""
         channel.send(self._connection, {"op": op, **arguments}, fds)
         received = channel.receive(self._connection)
         assert received is not None, f"the child died in {op}"

@@ -19,12 +19,12 @@ from pagefire.guest_workload import jit_cache
 jit_cache.use((Path(__file__),))
 
 # The cache's place has to be settled before Numba is first imported.
-from numba import njit
+from numba import njit  # noqa: E402
 
-from pagefire.guest_workload.atomics import load_u32
-from pagefire.guest_workload.fill import below, mix
-from pagefire.guest_workload.linux import memfd, scheduling
-from pagefire.protocol.pages import PAGE_BYTES
+from pagefire.guest_workload.atomics import load_u32  # noqa: E402
+from pagefire.guest_workload.fill import below, mix  # noqa: E402
+from pagefire.guest_workload.linux import memfd, scheduling  # noqa: E402
+from pagefire.protocol.pages import PAGE_BYTES  # noqa: E402
 
 PAGE_WORDS = PAGE_BYTES // 8
 #: Words from here on belong to the readers' threads, one each; those before are the source's alone.

@@ -1,0 +1,130 @@
+"""Every verdict, in the words that a person reads, and what holds whatever the rounds were."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pagefire.protocol.pages import PAGE_BYTES
+from pagefire.protocol.report import Round
+from pagefire.source_host.convergence import NO_GAIN, Limits, bandwidth_Bps, judge
+
+
+def round_of(number: int, pages: int, left: int, *, duration_s: float = 1.0, wire_bytes: int | None = None) -> Round:
+    return Round(number, pages, 0, pages * PAGE_BYTES if wire_bytes is None else wire_bytes, duration_s, left)
+
+
+def limits(mode: str = "hybrid", **changes: object) -> Limits:
+    allowed = {"downtime_limit_s": 0.05, "max_rounds": 30, "max_time_s": 300.0, "on_limit": "postcopy"} | changes
+    return Limits(mode, **allowed)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("mode", "then"), [("precopy", "switch"), ("hybrid", "postcopy")])
+def test_little_enough_is_left(mode: str, then: str) -> None:
+    verdict = judge([round_of(1, 262_144, 1296)], limits(mode), 1.0)
+    assert (verdict.stop, verdict.then) == (True, then)
+    assert verdict.reason == (
+        "Stopping pre-copy after round 1: 1,296 pages left, 4.94 ms at 1.07 GB/s, within the limit of 50 ms; dirty rate 5.31 MB/s"
+    )
+
+
+def test_nothing_is_left() -> None:
+    verdict = judge([round_of(1, 0, 0, wire_bytes=40)], limits("precopy"), 0.1)
+    assert (verdict.stop, verdict.then) == (True, "switch")
+    assert "0 pages left, 0 s at 40 B/s" in verdict.reason
+
+
+def test_there_is_more_to_gain() -> None:
+    verdict = judge([round_of(1, 262_144, 131_072)], limits(), 1.0)
+    assert (verdict.stop, verdict.then) == (False, "")
+    assert verdict.reason == (
+        "Going on after round 1: 131,072 pages left, 500 ms at 1.07 GB/s, above the limit of 50 ms; dirty rate 537 MB/s"
+    )
+
+
+def test_hybrid_stops_when_a_round_gains_nothing() -> None:
+    rounds = [round_of(1, 262_144, 131_072), round_of(2, 131_072, 120_000, duration_s=0.5)]
+    verdict = judge(rounds, limits(), 1.5)
+    assert (verdict.stop, verdict.then) == (True, "postcopy")
+    assert verdict.reason == (
+        "Stopping pre-copy after round 2: 120,000 pages left, 458 ms at 1.07 GB/s, above the limit of 50 ms; dirty rate 983 MB/s; "
+        "the round sent 131,072 pages and gained nothing, the rest moves after the resume"
+    )
+    assert not judge(rounds, limits("precopy"), 1.5).stop
+
+
+def test_the_first_round_alone_shows_no_trend() -> None:
+    assert not judge([round_of(1, 1000, 1000, duration_s=10)], limits(), 1.0).stop
+
+
+@pytest.mark.parametrize(("on_limit", "follows"), [("postcopy", "switching to post-copy"), ("cancel", "cancelling")])
+@pytest.mark.parametrize(
+    ("changes", "elapsed_s", "which"),
+    [({"max_rounds": 2}, 1.0, "--max-rounds"), ({"max_time_s": 5.0}, 5.0, "--max-time")],
+)
+def test_a_limit_is_reached(
+    on_limit: str, follows: str, changes: dict[str, object], elapsed_s: float, which: str
+) -> None:
+    rounds = [round_of(1, 262_144, 131_072), round_of(2, 131_072, 65_536)]
+    verdict = judge(rounds, limits("precopy", on_limit=on_limit, **changes), elapsed_s)
+    assert (verdict.stop, verdict.then) == (True, on_limit)
+    assert verdict.reason == (
+        f"Stopping pre-copy after round 2: {which} reached, 65,536 pages left, 250 ms at 1.07 GB/s, above the limit of 50 ms; "
+        f"dirty rate 268 MB/s; {follows}"
+    )
+
+
+def test_small_rounds_do_not_make_the_link_slow() -> None:
+    # A round of one page measures latency: the link is what the large one of the last three says.
+    rounds = [round_of(1, 100_000, 5), round_of(2, 5, 1, duration_s=0.01), round_of(3, 1, 1, duration_s=0.01)]
+    assert bandwidth_Bps(rounds) == 100_000 * PAGE_BYTES
+    assert bandwidth_Bps([*rounds, round_of(4, 1, 1, duration_s=0.01)]) == 5 * PAGE_BYTES / 0.01
+
+
+@st.composite
+def histories(draw: st.DrawFn) -> list[Round]:
+    """Rounds as a migration has them: each sends what the one before left."""
+    pages = draw(st.integers(0, 1 << 30))
+    rounds = []
+    for number in range(1, draw(st.integers(1, 8)) + 1):
+        left = draw(st.integers(0, 1 << 30))
+        seconds = draw(st.floats(0, 1e4))
+        rounds.append(round_of(number, pages, left, duration_s=seconds, wire_bytes=draw(st.integers(0, 1 << 42))))
+        pages = left
+    return rounds
+
+
+modes = st.sampled_from(["precopy", "hybrid"])
+
+
+@given(histories(), modes, st.integers(1, 10), st.floats(0, 1e4), st.floats(0, 1e4), st.floats(0, 1))
+def test_nothing_goes_on_past_a_limit(
+    rounds: list[Round], mode: str, max_rounds: int, max_time_s: float, elapsed_s: float, downtime_limit_s: float
+) -> None:
+    allowed = limits(
+        mode, max_rounds=max_rounds, max_time_s=max_time_s, downtime_limit_s=downtime_limit_s, on_limit="cancel"
+    )
+    verdict = judge(rounds, allowed, elapsed_s)
+    if rounds[-1].round >= max_rounds or elapsed_s >= max_time_s:
+        assert verdict.stop
+    if not verdict.stop:
+        assert verdict.then == ""
+        assert verdict.reason.startswith("Going on after round")
+    # Hybrid is never cancelled for a lack of convergence it could have switched on.
+    assert verdict.then in {"precopy": ("", "switch", "cancel"), "hybrid": ("", "postcopy", "cancel")}[mode]
+
+
+@given(histories(), modes)
+def test_a_switch_keeps_the_downtime_limit(rounds: list[Round], mode: str) -> None:
+    verdict = judge(rounds, limits(mode, on_limit="cancel"), 0.0)
+    left_s = rounds[-1].dirty_pages_after * PAGE_BYTES / max(bandwidth_Bps(rounds), 1.0)
+    assert (verdict.then == "switch") <= (left_s <= 0.05)
+    if left_s <= 0.05:
+        assert verdict.stop
+
+
+@given(histories())
+def test_hybrid_goes_on_only_while_rounds_gain(rounds: list[Round]) -> None:
+    if len(rounds) >= 2 and not judge(rounds, limits(max_rounds=100), 0.0).stop:
+        assert rounds[-1].dirty_pages_after < NO_GAIN * rounds[-1].pages
