@@ -416,8 +416,9 @@ class IncomingMigration:
         self._control.close()
         if self._fault_stream.done():
             self._fault_stream.result().close()
-        for receiver in self._receivers:
-            receiver.abort()
+        # Each once: its pipes are closed with it, and the numbers may be somebody else's by the next call.
+        while self._receivers:
+            self._receivers.pop().abort()
 
     def close(self) -> None:
         """Free what a completed migration held; the guest stays."""

@@ -1,7 +1,8 @@
 """A digest of each page, for `--verify`: both hosts compute it over what must be equal at the stun.
 
 blake2b with 16 bytes over the 4 KiB: slower than the wire (about 1 GB/s and core), and beyond doubt. It lengthens the stun, and
-the report says by how much. Neither side's pages change meanwhile: the guest is parked at the source and has not run at the destination.
+the report says by how much. Neither side's pages change meanwhile: the guest is parked at the source and has not yet run at the
+destination.
 """
 
 from __future__ import annotations

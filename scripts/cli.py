@@ -51,8 +51,9 @@ def dest(
 
     limit_bytes = parse_size(max_guest_memory) if max_guest_memory is not None else psutil.virtual_memory().total
     directory = runtime_dir or runtime_directory.default_directory()
-    guest_cpus, own_cpus, allowed = o.cpus(cpus_guest), o.cpus(cpus_dest), tuple(allow_workload or ())
-    raise typer.Exit(run_daemon(lambda: make_daemon(listen, directory, limit_bytes, guest_cpus, own_cpus, allowed)))
+    own_cpus, allowed = o.cpus(cpus_dest), tuple(allow_workload or ())
+    guest_cpus = o.guest_cpus(cpus_guest, cpus_dest)
+    raise typer.Exit(run_daemon(lambda: make_daemon(listen, directory, limit_bytes, guest_cpus, (), allowed), own_cpus))
 
 
 @app.command()
@@ -74,10 +75,10 @@ def source(
     from pagefire.protocol.transport.daemon import run_daemon
     from pagefire.source_host.daemon import make_daemon
 
-    config = o.guest_config(memory, resident, vcpus, workload, name, rate, working_set, seed, cpus_guest, stop_at)
+    config = o.guest_config(memory, resident, vcpus, workload, name, rate, working_set, seed, stop_at)
+    config = dataclasses.replace(config, cpus=o.guest_cpus(cpus_guest, cpus_source) or None)
     directory = runtime_dir or runtime_directory.default_directory()
-    own_cpus = o.cpus(cpus_source)
-    raise typer.Exit(run_daemon(lambda: make_daemon(config, directory, own_cpus)))
+    raise typer.Exit(run_daemon(lambda: make_daemon(config, directory), o.cpus(cpus_source)))
 
 
 @app.command()
@@ -170,11 +171,13 @@ def demo(
     from pagefire.scripts.report_folder import default_folder
 
     _require_writable(json_file)
-    config = o.guest_config(memory, resident, vcpus, workload, name, rate, working_set, seed, cpus_guest)
+    config = o.guest_config(memory, resident, vcpus, workload, name, rate, working_set, seed)
     chosen = o.migration_options(
         "", mode, downtime_limit, max_rounds, max_time, on_limit, streams, tracker, populate, verify, check, settle
     )
     pins = {"--cpus-source": cpus_source, "--cpus-dest": cpus_dest, "--cpus-guest": cpus_guest}
+    for given in pins.values():
+        o.cpus(given)
     report = run_demo(config, chosen, parse_duration(warmup), pins, _screen)
     _deliver(report, json_file, report_dir or default_folder(datetime.now()))
 

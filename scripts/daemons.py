@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -29,30 +30,32 @@ class DaemonProcess:
     ) -> None:
         """Start `pagefire ARGUMENTS` and wait until it is ready; raises PagefireError with what it said if it ends instead."""
         self.log_path = log_path
-        with log_path.open("ab") as log:
-            # A session of its own: a Ctrl-C at the terminal is the command's to handle, not the daemons'.
-            self.process = subprocess.Popen(
-                [*before, sys.executable, "-m", "pagefire.scripts.cli", *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-                start_new_session=True,
-            )
-        assert self.process.stdout is not None
-        timer = threading.Timer(timeout_s, self.process.kill)
-        timer.start()
+        timer: threading.Timer | None = None
         try:
+            with log_path.open("ab") as log, _signals_deferred():
+                # A session of its own: a Ctrl-C at the terminal is the command's to handle, not the daemons'.
+                self.process = subprocess.Popen(
+                    [*before, sys.executable, "-m", "pagefire.scripts.cli", *arguments],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=log,
+                    text=True,
+                    start_new_session=True,
+                )
+            assert self.process.stdout is not None
+            timer = threading.Timer(timeout_s, self.process.kill)
+            timer.start()
             self.ready_line = self.process.stdout.readline().strip()
         except BaseException:
             # A Ctrl-C while it starts: nobody holds this object yet, so nobody else would end the process.
-            self.end()
+            if hasattr(self, "process"):
+                self.end()
             raise
         finally:
-            timer.cancel()
+            if timer is not None:
+                timer.cancel()
         if not self.ready_line:
-            self.process.wait()
-            self.process.stdout.close()
+            self.end()
             said = log_path.read_text(errors="replace").strip().splitlines()
             message = next((line for line in reversed(said) if line.startswith("pagefire: ")), said[-1] if said else "")
             raise PagefireError(
@@ -87,6 +90,24 @@ class DaemonProcess:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.end()
+
+
+@contextlib.contextmanager
+def _signals_deferred() -> Iterator[None]:
+    """Let SIGINT and SIGTERM wait: Popen, interrupted between fork and return, has started a process that nobody knows."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    arrived: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, lambda number, frame: arrived.append(number)) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    for late in arrived:
+        signal.raise_signal(late)
 
 
 class Pair:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -153,7 +154,6 @@ def guest_config(
     rate: str | None,
     working_set: str,
     seed: int,
-    cpus_guest: str | None,
     stop_at: int = 0,
 ) -> GuestConfig:
     """Parse what describes a guest; raises UsageError before anything is started."""
@@ -179,7 +179,6 @@ def guest_config(
         seed=seed,
         rate=parse_rate(rate) if rate is not None else None,
         stop_at=stop_at,
-        cpus=cpus(cpus_guest) or None,
         # Who starts the guest here chose its workload here: that is the permission.
         user_workloads=() if workload in BUILT_IN else (workload,),
     )
@@ -231,6 +230,16 @@ def migration_options(
 def cpus(given: str | None) -> tuple[int, ...]:
     """Parse a CPU list; empty when none was given."""
     return parse_cpu_list(given) if given is not None else ()
+
+
+def guest_cpus(cpus_guest: str | None, cpus_of_its_daemon: str | None) -> tuple[int, ...]:
+    """Give the CPUs that a guest is pinned to; empty for none.
+
+    Where only the daemon is pinned, those are all: the guest is its child and would inherit the daemon's.
+    """
+    if cpus_guest is None and cpus_of_its_daemon is not None:
+        return tuple(sorted(os.sched_getaffinity(0)))
+    return cpus(cpus_guest)
 
 
 def _one_of(option: str, given: str, known: tuple[str, ...]) -> None:

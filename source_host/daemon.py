@@ -76,9 +76,11 @@ class SourceDaemon:
         # closed number refuses the next connection that is given it.
         self._watched = os.dup(guest.pidfd)
         asyncio.get_running_loop().add_reader(self._watched, self._guest_died)
-        await self._server.start()
-        ready(f"pagefire source: guest {guest.config.name} runs (pid {guest.pid}), control socket {self._control_path}")
         try:
+            await self._server.start()
+            ready(
+                f"pagefire source: guest {guest.config.name} runs (pid {guest.pid}), control socket {self._control_path}"
+            )
             await self._ending.wait()
         finally:
             # Whatever goes wrong while winding down: a guest must not outlive a daemon that meant to end it.
@@ -90,7 +92,7 @@ class SourceDaemon:
                 await in_thread(guest.terminate)
                 runtime_directory.leave(self._directory, self._control_path)
         if self._lost_pages is not None:
-            raise GuestError(f"guest {guest.config.name} is lost", f"{self._lost_pages} of its pages were only here")
+            raise self._loss()
 
     def end(self) -> None:
         self._ending.set()
@@ -150,6 +152,10 @@ class SourceDaemon:
         except PagefireError:
             # The error answers the request; what had been measured until then goes before it.
             emit({"event": "ended", "report": migration.report.as_dict()})
+            raise
+        except asyncio.CancelledError:
+            if self._lost_pages is not None:
+                raise self._loss() from None
             raise
         return {"report": report.as_dict()}
 
@@ -213,6 +219,12 @@ class SourceDaemon:
         if self._migration is not None:
             self._migration.guest_died()
 
+    def _loss(self) -> GuestError:
+        return GuestError(
+            f"guest {self._guest.config.name} is lost",
+            f"its source daemon was forced to end, and {self._lost_pages} of its pages were only there",
+        )
+
     def _stop_watching(self) -> None:
         if self._watched >= 0:
             asyncio.get_running_loop().remove_reader(self._watched)
@@ -253,10 +265,8 @@ class SourceDaemon:
         await asyncio.gather(task, forced, return_exceptions=True)
 
 
-async def make_daemon(config: GuestConfig, runtime_dir: Path, cpus: tuple[int, ...]) -> SourceDaemon:
+async def make_daemon(config: GuestConfig, runtime_dir: Path) -> SourceDaemon:
     """Start the guest and build its daemon on the running loop; raises PagefireError, and then nothing is left behind."""
-    if cpus:
-        os.sched_setaffinity(0, cpus)
     directory = runtime_directory.prepare(runtime_dir)
     control_path = runtime_directory.control_path(directory, "source", config.name)
     guest_path = runtime_directory.socket_path(directory, f"source-{config.name}.guest")

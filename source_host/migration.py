@@ -335,10 +335,10 @@ class OutgoingMigration:
         self._note("postcopy-active")
         self._emit({"event": "resumed", "remaining_pages": self.remaining.pages})
         await self._points.reached("resumed")
-        remaining = postcopy.Remaining(self.remaining, self._recent)
+        remaining = postcopy.Remaining(self.remaining)
         resident = await beside(
             self._link.control.expect(Resident),
-            postcopy.push(remaining, self._link.streams),
+            postcopy.push(remaining, self._recent, self._link.streams),
             postcopy.serve_faults(remaining, self._link.faults, self._guest.memory),
             self._follow(remaining),
         )

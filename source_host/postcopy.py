@@ -1,8 +1,12 @@
-"""After the resume: one set of remaining pages, pushed in the background and pulled on demand.
+"""After the resume: one set of remaining pages, pulled on demand and pushed in the background.
 
-Each page leaves the set once, and is pushed or fetched. A fetch for a page that the push has taken already is answered all the same:
-what was pushed may lie behind megabytes in the sockets' buffers (100 ms and more were measured), the memory here does not change any
-more, and the destination takes a page's first copy and drops the other. Cost: one page on the wire for each such fault.
+Each page leaves the set once, and is pushed or fetched. A fetch for a page that the push has taken already is answered all the
+same: what was pushed may lie behind megabytes in the sockets' buffers (100 ms and more were measured), the memory here does not
+change any more, and the destination takes a page's first copy and drops the other. Cost: one page on the wire for each such fault.
+
+The faults come first. A vCPU's first transaction needs the few pages that it always writes, and those are in the set; fetched alone
+they take 0.2 ms each, behind a push that fills the link and the cores 2-5 ms (measured). So the push waits until no fetch has come
+for `QUIET_S`, but `GRACE_S` at most; and it begins with what was written last, because that is what the guest writes next.
 """
 
 from __future__ import annotations
@@ -10,69 +14,83 @@ from __future__ import annotations
 import asyncio
 import itertools
 import threading
+import time
+from collections.abc import Iterator
 
 import numpy as np
 
 from pagefire.guest_workload.linux.memfd import Mapping
 from pagefire.protocol.messages import Fetch, Pages, ZeroPages
-from pagefire.protocol.pages import PAGE_BYTES, PageSet
+from pagefire.protocol.pages import PAGE_BYTES, Int64s, PageSet
 from pagefire.protocol.transport.frame_stream import FrameStream
+from pagefire.protocol.transport.tasks import in_thread
 from pagefire.source_host.page_stream import PageStream
 
 #: Pages that one push takes at a time (1 MiB): what a fault may have to wait for behind it on the link.
 PUSH_PAGES = 256
-#: The push waits so long after the resume. Every vCPU's first transaction needs the few pages that it always writes, and those are
-#: in the bitmap; fetched alone they take 0.2 ms each, behind a push that fills the link and both cores 2-5 ms (measured).
-PUSH_GRACE_S = 0.005
+QUIET_S = 0.003
+GRACE_S = 0.02
 
 
 class Remaining:
-    """The pages that the destination still needs; every method is safe in any thread."""
+    """The pages that the destination still needs; every method is safe in any thread.
 
-    def __init__(self, pages: PageSet, recent: PageSet) -> None:
-        """Hold `pages`; those of them that are `recent` are pushed first: what was written last is what the guest writes next."""
-        self._all = pages
-        first = pages & recent
-        self._batches = itertools.chain(first.batches(PUSH_PAGES), (pages - first).batches(PUSH_PAGES))
+    Made while the guest waits for its first pages, so it costs one array of page numbers and nothing else.
+    """
+
+    def __init__(self, pages: PageSet) -> None:
+        self._pages = pages
         self._numbers = pages.page_numbers()
         self._left = np.ones(pages.pages, np.bool_)
+        self._batches: Iterator[PageSet] = iter(())
         self._lock = threading.Lock()
         self.count = pages.pages
+        self.last_fetch_s = time.monotonic()
 
-    def named(self, pages: PageSet) -> PageSet:
-        """Give those pages that were ever in the set."""
-        return pages & self._all
-
-    def take(self, wanted: PageSet) -> PageSet:
-        """Remove `wanted` from the set; gives those of them that were still in it."""
+    def fetch(self, wanted: PageSet) -> Int64s:
+        """Remove what is `wanted` and still in the set; gives the pages of `wanted` that ever were in it, to be sent."""
+        self.last_fetch_s = time.monotonic()
         with self._lock:
-            return self._take(wanted)
+            places = self._places(wanted)
+            self._remove(places)
+        return self._numbers[places]
+
+    def begin_push(self, recent: PageSet) -> None:
+        """Order the set for `take_next`: those that are `recent` first."""
+        first = self._pages & recent
+        self._batches = itertools.chain(first.batches(PUSH_PAGES), (self._pages - first).batches(PUSH_PAGES))
 
     def take_next(self) -> PageSet:
         """Remove the next pages to push; empty when nothing is left."""
         with self._lock:
             for batch in self._batches:
-                taken = self._take(batch)
-                if taken:
-                    return taken
+                places = self._places(batch)
+                left = places[self._left[places]]
+                if left.size:
+                    self._remove(left)
+                    return batch if left.size == batch.pages else PageSet.of_pages(self._numbers[left])
             return PageSet.empty()
 
-    def _take(self, wanted: PageSet) -> PageSet:
+    def _places(self, wanted: PageSet) -> Int64s:
+        """Find where in the array those of `wanted` stand that were ever in the set."""
         numbers = wanted.page_numbers()
         places = np.searchsorted(self._numbers, numbers)
-        known = places < self._numbers.size
-        places, numbers = places[known], numbers[known]
-        here = self._numbers[places] == numbers
-        here &= self._left[places]
-        self._left[places[here]] = False
-        taken = PageSet.of_pages(numbers[here])
-        self.count -= taken.pages
-        return taken
+        inside = places < self._numbers.size
+        places, numbers = places[inside], numbers[inside]
+        found: Int64s = places[self._numbers[places] == numbers]
+        return found
+
+    def _remove(self, places: Int64s) -> None:
+        self.count -= int(self._left[places].sum())
+        self._left[places] = False
 
 
-async def push(remaining: Remaining, streams: list[PageStream]) -> None:
-    """Send what remains on all page connections until nothing is left; begins `PUSH_GRACE_S` after the resume."""
-    await asyncio.sleep(PUSH_GRACE_S)
+async def push(remaining: Remaining, recent: PageSet, streams: list[PageStream]) -> None:
+    """Send what remains on all page connections until nothing is left, after the grace that the first faults are given."""
+    latest_s = time.monotonic() + GRACE_S
+    while (quiet_at_s := min(remaining.last_fetch_s + QUIET_S, latest_s)) > (now_s := time.monotonic()):
+        await asyncio.sleep(quiet_at_s - now_s)
+    await in_thread(remaining.begin_push, recent)
 
     async def drive(stream: PageStream) -> None:
         while batch := remaining.take_next():
@@ -89,8 +107,7 @@ async def serve_faults(remaining: Remaining, faults: FrameStream, memory: Mappin
     words = memory.array.view(np.uint64).reshape(-1, PAGE_BYTES // 8)
     while True:
         request = await faults.expect(Fetch)
-        remaining.take(request.pages)
-        for page in remaining.named(request.pages).page_numbers().tolist():
+        for page in remaining.fetch(request.pages).tolist():
             single = PageSet.span(page, page + 1)
             if words[page].any():
                 await faults.send(Pages(single), contents[page * PAGE_BYTES : (page + 1) * PAGE_BYTES])

@@ -79,6 +79,9 @@ class ControlServer:
             emit(
                 {"error": {"what": "the daemon failed unexpectedly", "why": why, "do": "read its log", "exit_code": 1}}
             )
+        except asyncio.CancelledError:
+            # By `close`: the command sees the connection end. Passed on, asyncio's streams would log it as a failure.
+            log.debug("conversation dropped")
         finally:
             self._conversations.discard(task)
             writer.close()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable
@@ -15,10 +16,10 @@ from typing import Protocol
 
 import uvloop
 
-from pagefire.protocol.errors import Cancelled, PagefireError
+from pagefire.protocol.errors import Cancelled, PagefireError, UsageError
 
 #: How long a thread may hold the GIL while another waits: the default of 5 ms would be seen in the stun.
-SWITCH_INTERVAL_S = 0.0005
+SWITCH_INTERVAL_S = 0.0001
 #: The scheduler's slice that a daemon asks for (the shortest that Linux grants): whoever has a short one is run soon after waking.
 SLICE_NS = 100_000
 
@@ -34,21 +35,36 @@ class Daemon(Protocol):
         """End now, whatever is lost: the second signal."""
 
 
-def run_daemon(make: Callable[[], Awaitable[Daemon]]) -> int:
+def run_daemon(make: Callable[[], Awaitable[Daemon]], cpus: tuple[int, ...] = ()) -> int:
     """Run one daemon in this process until it ends; gives the exit code. Errors are printed for a person.
 
-    `make` undoes what it did when it is cancelled: nobody else could.
+    `make` undoes what it did when it is cancelled: nobody else could. `cpus` pins this process, children included; none leaves it
+    as it is.
     """
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s.%(msecs)03d %(name)s %(message)s", datefmt="%H:%M:%S"
     )
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     try:
+        if cpus:
+            _pin(cpus)
         uvloop.run(_run(make))
     except PagefireError as error:
         print(f"pagefire: {error}", file=sys.stderr)
         return error.exit_code
     return 0
+
+
+def _pin(cpus: tuple[int, ...]) -> None:
+    """Pin every thread there is (libraries have started some); those to come inherit it. Raises UsageError."""
+    try:
+        for thread in os.listdir("/proc/self/task"):
+            os.sched_setaffinity(int(thread), cpus)
+    except OSError as error:
+        asked = ", ".join(map(str, cpus))
+        raise UsageError(
+            f"this daemon cannot be pinned to CPUs {asked}", error.strerror or str(error), "name CPUs that are online"
+        ) from error
 
 
 async def _run(make: Callable[[], Awaitable[Daemon]]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +11,9 @@ from tests.e2e.place import Place, places
 
 
 @pytest.fixture
-def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
-    """A runtime and temporary directory of the test's own, and the list of what is left in them."""
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+    """A runtime and temporary directory of the test's own, and the list of what is left in them.
+
+    After `tmp_path`, which pytest makes in the temporary directory that it finds.
+    """
     yield from places(monkeypatch)

@@ -240,7 +240,18 @@ def read_until(process: subprocess.Popen[str], words: str) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_demo_that_is_interrupted_leaves_nothing(moment: str, number: signal.Signals, place: Place) -> None:
     """While its daemons start, while the guest warms up, and during a migration that never converges; as a terminal does."""
-    endless = ["--workload", "adversary", "--mode", "precopy", "--downtime-limit", "1us", "--max-rounds", "100000"]
+    endless = [
+        "--workload",
+        "adversary",
+        "--working-set",
+        "100%",
+        "--mode",
+        "precopy",
+        "--downtime-limit",
+        "1us",
+        "--max-rounds",
+        "100000",
+    ]
     warmup = "0s" if moment == "round 2" else "60s"
     demo = start("demo", "--memory", "64MiB", "--warmup", warmup, *endless)
     with demo:

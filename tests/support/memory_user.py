@@ -69,6 +69,11 @@ class MemoryUser:
     def alive(self) -> bool:
         return self._child.poll() is None
 
+    def kill(self) -> None:
+        """End the child at once, whatever it waits for."""
+        self._child.kill()
+        self._child.wait()
+
     def ask(self, op: str, fds: Sequence[int] = (), **arguments: Any) -> tuple[dict[str, Any], list[int]]:
         """Ask and wait for the reply and its descriptors, which are the caller's; RuntimeError if it failed there."""
         channel.send(self._connection, {"op": op, **arguments}, fds)

@@ -1,0 +1,227 @@
+"""A real process that reads a registered mapping: pages that are here, zero, and missing, and how often each is fetched."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+from collections.abc import AsyncIterator
+
+import pytest
+
+from pagefire.dest_host.fault_handler import PUBLISH_WINDOW_PAGES, FaultHandler
+from pagefire.dest_host.intake import Intake, Origin
+from pagefire.dest_host.landing import Landing
+from pagefire.dest_host.ledger import Ledger
+from pagefire.dest_host.publishing import Publisher
+from pagefire.guest_workload.linux import memfd, userfaultfd
+from pagefire.protocol.errors import GuestError, LinkLost
+from pagefire.protocol.messages import Fetch, Pages, ZeroPages
+from pagefire.protocol.pages import PAGE_BYTES, PageSet
+from tests.dest_host.conftest import MemoryMaker
+from tests.support.kernel import need_userfaultfd
+from tests.support.memory_user import MemoryUser
+from tests.support.page_link import fault_streams
+from tests.support.waiting import PATIENCE_S, eventually
+
+pytestmark = pytest.mark.kernel
+
+PAGES = 512
+CURRENT = PageSet.span(0, 100)
+MISSING = PageSet.of_runs([100, 300], [200, 310])
+ZERO_AT_SOURCE = PageSet.span(300, 310)
+
+
+class Served:
+    """A resumed guest: pages 0-99 are here, 100-199 and 300-309 are missing, all others are holes. Answers fetches itself."""
+
+    def __init__(self, user: MemoryUser, memory: memfd.Mapping) -> None:
+        self.memory = memory
+        user.map(memory)
+        self.uffd = user.open_uffd(userfaultfd.DEMAND_PAGING, keep=True)
+        self.publisher = Publisher(self.uffd, user.address, memory.size_bytes)
+        self.publisher.arm()
+        self.ledger = Ledger(memory.pages)
+        self.intake = Intake(self.ledger, self.publisher, memory.pages)
+        memory.array[: CURRENT.size_bytes] = 1
+        self.ledger.mark_filled(CURRENT)
+        self.complete = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        self.intake.resume_begins(MISSING, lambda: loop.call_soon_threadsafe(self.complete.set))
+        self.errors: list[BaseException] = []
+        self.handler = FaultHandler(
+            self.uffd, user.address, self.ledger, self.intake, self.publisher, on_error=self.errors.append
+        )
+        self.source, self.stream = fault_streams()
+        self.landing = Landing(self.stream.sock, memory, self.ledger)
+        self.fetched: list[int] = []
+        #: Held back until it is set.
+        self.answering = asyncio.Event()
+        self.answering.set()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        self.handler.start()
+        self._tasks = [
+            asyncio.create_task(self.handler.fetch(self.stream)),
+            asyncio.create_task(self.handler.receive(self.stream, self.landing)),
+            asyncio.create_task(self._answer()),
+        ]
+
+    async def _answer(self) -> None:
+        while True:
+            message = (await self.source.receive()).message
+            assert isinstance(message, Fetch)
+            for page in message.pages.page_numbers().tolist():
+                self.fetched.append(page)
+                await self.answering.wait()
+                single = PageSet.span(page, page + 1)
+                if page in ZERO_AT_SOURCE:
+                    await self.source.send(ZeroPages(single))
+                else:
+                    await self.source.send(Pages(single), bytes([2]) * PAGE_BYTES)
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.handler.stop()
+        self.landing.close()
+        self.source.close()
+        self.stream.close()
+        os.close(self.uffd)
+
+
+@pytest.fixture
+async def served(user: MemoryUser, make_memory: MemoryMaker) -> AsyncIterator[Served]:
+    need_userfaultfd(userfaultfd.DEMAND_PAGING)
+    one = Served(user, make_memory(PAGES))
+    await one.start()
+    yield one
+    await one.close()
+    user.ask("close_uffd")
+
+
+async def load(user: MemoryUser, pages: list[int], threads: int = 1) -> list[list[int]]:
+    async with asyncio.timeout(PATIENCE_S):
+        return await asyncio.to_thread(user.load, pages, threads)
+
+
+async def test_pages_that_are_here_are_published_with_their_neighbours(served: Served, user: MemoryUser) -> None:
+    assert await load(user, list(range(100))) == [[1]] * 100
+    assert served.handler.minor_faults == -(-100 // PUBLISH_WINDOW_PAGES)
+    assert served.fetched == []
+    assert served.intake.waits_ns == []
+
+
+async def test_holes_are_zero_without_a_fetch(served: Served, user: MemoryUser) -> None:
+    assert await load(user, [200, 250, 511]) == [[0]] * 3
+    await asyncio.to_thread(user.store, [260], 3)
+    assert await load(user, [260]) == [[0, 3]]
+    assert served.handler.minor_faults == 4
+    assert served.fetched == []
+
+
+async def test_missing_pages_are_fetched(served: Served, user: MemoryUser) -> None:
+    assert await load(user, [150, 151, 305]) == [[2], [2], [0]]
+    assert served.fetched == [150, 151, 305]
+    assert served.intake.received_pages == {Origin.PUSHED: 0, Origin.FETCHED: 3}
+    assert len(served.intake.waits_ns) == 3
+    assert min(served.intake.waits_ns) > 0
+    assert served.handler.minor_faults == 0
+    # The neighbours are neither here nor asked for.
+    assert served.ledger.missing == MISSING.pages - 3
+
+
+async def test_a_page_is_fetched_once_however_many_wait(served: Served, user: MemoryUser) -> None:
+    served.answering.clear()
+    loading = asyncio.create_task(load(user, [120, 309], threads=8))
+    await eventually(lambda: served.fetched == [120])
+    await asyncio.sleep(0.02)
+    assert not loading.done()
+    served.answering.set()
+    assert await loading == [[2], [0]]
+    assert served.fetched == [120, 309]
+    assert served.intake.received_pages[Origin.FETCHED] == 2
+    assert served.ledger.duplicates == 0
+
+
+async def test_a_push_answers_who_waits(served: Served, user: MemoryUser) -> None:
+    served.answering.clear()
+    loading = asyncio.create_task(load(user, [130]))
+    await eventually(lambda: served.fetched == [130])
+    pushed = PageSet.span(100, 200)
+    await asyncio.to_thread(served.intake.take_fetched, pushed, bytes([2]) * pushed.size_bytes, served.landing)
+    assert await loading == [[2]]
+    assert len(served.intake.waits_ns) == 1
+    # The fetched copy comes too late and is not applied.
+    await asyncio.to_thread(user.store, [130], 9)
+    served.answering.set()
+    await eventually(lambda: served.ledger.duplicates == 1)
+    assert await load(user, [130]) == [[2, 9]]
+
+
+async def test_a_store_to_a_missing_page_comes_after_its_contents(served: Served, user: MemoryUser) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        await asyncio.to_thread(user.store, [140, 306, 7], 8)
+    assert await load(user, [140, 306, 7]) == [[2, 8], [0, 8], [1, 8]]
+    assert served.fetched == [140, 306]
+
+
+async def test_everything_can_be_fetched(served: Served, user: MemoryUser) -> None:
+    pages = list(range(PAGES))
+    random.Random(1).shuffle(pages)
+    expected = [
+        [1] if page in CURRENT else [2] if page in MISSING and page not in ZERO_AT_SOURCE else [0] for page in pages
+    ]
+    assert await load(user, pages, threads=3) == expected
+    async with asyncio.timeout(PATIENCE_S):
+        await served.complete.wait()
+    assert sorted(served.fetched) == MISSING.page_numbers().tolist()
+    assert served.errors == []
+    served.publisher.disarm()
+    assert await load(user, pages) == expected
+
+
+async def test_a_page_that_arrives_between_two_looks_settles_its_wait(served: Served, user: MemoryUser) -> None:
+    """The handler looks, the page arrives and is published, and only then is the wait noted: it must not be left behind."""
+    real = served.intake.note_wait
+    for page, contents in ((160, bytes([2]) * PAGE_BYTES), (307, None)):
+        single = PageSet.span(page, page + 1)
+
+        def late(waiting: int, since_ns: int, single: PageSet = single, contents: bytes | None = contents) -> None:
+            if contents is None:
+                served.intake.take_zero(single, served.landing, Origin.PUSHED)
+            else:
+                served.intake.take_fetched(single, contents, served.landing)
+            real(waiting, since_ns)
+
+        served.intake.note_wait = late  # type: ignore[method-assign]
+        assert await load(user, [page]) == [[0] if contents is None else [2]]
+    assert len(served.intake.waits_ns) == 2
+    assert served.intake._waiting == {}
+    assert served.fetched == []
+
+
+async def test_a_lost_connection_ends_the_fetching(served: Served) -> None:
+    served.source.close()
+    with pytest.raises(LinkLost):
+        await served._tasks[1]
+
+
+async def test_an_error_stops_the_handler_and_is_told(make_memory: MemoryMaker) -> None:
+    need_userfaultfd(userfaultfd.DEMAND_PAGING)
+    memory = make_memory(PAGES)
+    with MemoryUser() as short_lived:
+        served = Served(short_lived, memory)
+        loading = asyncio.create_task(asyncio.to_thread(short_lived.load, [3]))
+        await eventually(lambda: loading.done() or userfaultfd.read_faults(served.uffd).size)
+        short_lived.kill()
+        with pytest.raises((AssertionError, OSError)):
+            await loading
+    served.handler.start()
+    served.handler._serve()
+    assert served.errors == []
+    with pytest.raises(GuestError, match="the guest ended"):
+        served.handler._resolve(3, 0)
+    await served.close()
