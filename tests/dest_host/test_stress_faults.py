@@ -125,7 +125,7 @@ class Resumed:
             )  # fmt: skip
             ours, theirs = fault_streams()
             landing = Landing(theirs.sock, self.there, link.ledger)
-            remaining = postcopy.Remaining(missing, self._pages(STALE))
+            remaining = postcopy.Remaining(missing)
             async with asyncio.timeout(PATIENCE_S):
                 await beside(
                     complete.wait(),
@@ -163,6 +163,7 @@ class Resumed:
     async def _push_after_a_while(self, remaining: postcopy.Remaining, link: PageLink) -> None:
         """Let faults have the first word; then push, in steps so small that faults keep coming in between."""
         await asyncio.sleep(0.005)
+        remaining.begin_push(self._pages(STALE))
 
         async def drive(index: int) -> None:
             while batch := remaining.take_next():

@@ -79,6 +79,7 @@ def test_a_guest_that_crossed_a_network_equals_its_twin(mode: str, namespaces: N
         stayed = pair.on_source("digest")
     assert migrated == stayed
     assert_verified(report)
-    assert report["verified"]["digest_match"] is True
+    # In post-copy nothing has been sent at the stun, so that there is nothing to compare.
+    assert report["verified"]["digest_match"] is (None if mode == "postcopy" else True)
     assert report["clock"]["shared"] is True
     place.assert_nothing_left()

@@ -21,10 +21,9 @@ BY_FILE = f"{EXAMPLE}:Counters"
 @pytest.mark.parametrize("workload", [BY_MODULE, BY_FILE], ids=["by module", "by file"])
 def test_it_migrates_where_it_is_allowed(workload: str, place: Place) -> None:
     with HostPair(guest_arguments(workload=workload), ["--allow-workload", workload]) as pair:
-        report = pair.migrate(verify=True)
+        report = pair.migrate()
     assert_verified(report)
     assert report["guest"]["workload"] == workload
-    assert report["verified"]["digest_match"] is True
     place.assert_nothing_left()
 
 

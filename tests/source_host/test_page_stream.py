@@ -61,7 +61,7 @@ runs = st.lists(
 )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(runs, st.integers(1, 3), st.booleans())
 def test_runs_of_every_shape_arrive(shape: list[tuple[int, int, str]], streams: int, twice: bool) -> None:
     here, there = fresh(PAGES), fresh(PAGES)

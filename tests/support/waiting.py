@@ -11,5 +11,5 @@ PATIENCE_S = 30.0
 async def eventually(condition: Callable[[], object]) -> None:
     """Wait until the condition holds; TimeoutError when it does not within half a minute."""
     async with asyncio.timeout(PATIENCE_S):
-        while not condition():  # noqa: ASYNC110 (other threads know nothing of this loop's events)
+        while not condition():
             await asyncio.sleep(0.001)
