@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import hmac
 import logging
-import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +21,7 @@ from pagefire.guest_workload.observation import describe
 from pagefire.guest_workload.run_to import run_to
 from pagefire.protocol.addresses import parse_address
 from pagefire.protocol.connection import Connection
-from pagefire.protocol.errors import PagefireError, PeerRefused, RemoteProtocolError
+from pagefire.protocol.errors import GuestError, PagefireError, PeerRefused, RemoteProtocolError
 from pagefire.protocol.messages import Hello, Welcome
 from pagefire.protocol.negotiation import CAPABILITIES, choose_version
 from pagefire.protocol.state import Role, Side, Status
@@ -47,23 +46,26 @@ class DestinationDaemon:
     def __init__(self, host: str, port: int, limits: HostLimits) -> None:
         self._limits = limits
         self._host = host
-        self._directory = runtime_directory.prepare(limits.runtime_dir)
+        # The port first: where it is taken, nothing has been made that would be left behind.
         self._listener = listen(host, port)
+        self._directory = runtime_directory.prepare(limits.runtime_dir)
         self.port = int(self._listener.getsockname()[1])
         self._control_path = runtime_directory.control_path(self._directory, "dest", str(self.port))
         operations = {"status": self._status, "guests": self._guests, "run_to": self._run_to, "digest": self._digest}
         self._server = ControlServer(self._control_path, operations)
         self._migrations: list[IncomingMigration] = []
         self._tasks: set[asyncio.Task[None]] = set()
+        self._running: dict[IncomingMigration, asyncio.Task[None]] = {}
+        self._lost: list[str] = []
         self._ending = asyncio.Event()
         self._forced = asyncio.Event()
 
     async def serve(self, ready: Callable[[str], None]) -> None:
         scheduling.set_short_slice(SLICE_NS)
-        await self._server.start()
         accepting = asyncio.create_task(self._accept())
-        ready(f"pagefire dest: listening on {self._host}:{self.port}, control socket {self._control_path}")
         try:
+            await self._server.start()
+            ready(f"pagefire dest: listening on {self._host}:{self.port}, control socket {self._control_path}")
             await self._ending.wait()
         finally:
             # Whatever goes wrong while winding down: a guest must not outlive a daemon that meant to end it.
@@ -76,6 +78,10 @@ class DestinationDaemon:
                 await self._end_guests()
                 self._listener.close()
                 runtime_directory.leave(self._directory, self._control_path)
+        if self._lost:
+            raise GuestError(
+                f"guest {', '.join(self._lost)} is lost", "pages that it had not yet received were at the source"
+            )
 
     def end(self) -> None:
         self._ending.set()
@@ -113,9 +119,13 @@ class DestinationDaemon:
         log.info("peer=%s guest=%r phase=hello software=%r", peer, hello.name, hello.software)
         migration = IncomingMigration(stream, hello, self._limits, self._name_taken)
         self._migrations.append(migration)
+        task = asyncio.current_task()
+        assert task is not None
+        self._running[migration] = task
         try:
             await migration.run()
         finally:
+            del self._running[migration]
             if migration.guest is None:
                 self._migrations.remove(migration)
 
@@ -171,9 +181,8 @@ class DestinationDaemon:
 
     async def _wind_down(self) -> None:
         """Cancel what is before its commit point, finish what is after it."""
-        for task in list(self._tasks):
-            if not any(migration.owns_guest for migration in self._migrations):
-                task.cancel()
+        for task in self._tasks - {self._running[m] for m in self._migrations if m.owns_guest and m in self._running}:
+            task.cancel()
         unfinished = [m for m in self._migrations if m.owns_guest and m.status not in _ENDED]
         for migration in unfinished:
             log.warning(
@@ -187,7 +196,7 @@ class DestinationDaemon:
             everything: asyncio.Future[Any] = asyncio.gather(*tasks, return_exceptions=True)
             await asyncio.wait({forced, everything}, return_when=asyncio.FIRST_COMPLETED)
             if self._forced.is_set() and unfinished:
-                log.error("forced: guests are lost: %s", ", ".join(m.name for m in unfinished))
+                self._lost = [migration.name for migration in unfinished]
             for waiting in (forced, *tasks):
                 waiting.cancel()
             await asyncio.gather(forced, *tasks, return_exceptions=True)
@@ -201,11 +210,12 @@ class DestinationDaemon:
 
 
 async def make_daemon(
-    listen_on: str, runtime_dir: Path, max_guest_memory_bytes: int, guest_cpus: tuple[int, ...], cpus: tuple[int, ...],
+    listen_on: str,
+    runtime_dir: Path,
+    max_guest_memory_bytes: int,
+    guest_cpus: tuple[int, ...],
     user_workloads: tuple[str, ...],
-) -> DestinationDaemon:  # fmt: skip
+) -> DestinationDaemon:
     """Build the daemon on the running loop; raises PagefireError when the port or the runtime directory cannot be had."""
-    if cpus:
-        os.sched_setaffinity(0, cpus)
     host, port = parse_address(listen_on)
     return DestinationDaemon(host, port, HostLimits(runtime_dir, max_guest_memory_bytes, guest_cpus, user_workloads))

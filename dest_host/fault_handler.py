@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from pagefire.dest_host.intake import Intake, Origin
+from pagefire.dest_host.intake import Intake
 from pagefire.dest_host.landing import Landing
 from pagefire.dest_host.ledger import Ledger
 from pagefire.dest_host.publishing import Publisher
@@ -72,7 +72,7 @@ class FaultHandler:
                     contents = await stream.receive_payload(pages.pages * PAGE_BYTES)
                     self._intake.take_fetched(pages, contents, landing)
                 case ZeroPages(pages):
-                    self._intake.take_zero(pages, landing, Origin.FETCHED)
+                    self._intake.take_zero(pages, landing)
                 case Failure() as failure:
                     raise refusal(failure)
 

@@ -6,7 +6,6 @@ connection has brought its marker, and the source pushes only after HANDOVER).
 
 from __future__ import annotations
 
-import enum
 import threading
 import time
 from collections.abc import Callable
@@ -25,13 +24,6 @@ PUBLISH_RUN_PAGES = 16
 _ZERO_PAGES_AT_ONCE = 1 << 16
 
 
-class Origin(enum.Enum):
-    """Why a page came after the resume."""
-
-    PUSHED = "pushed"
-    FETCHED = "fetched"
-
-
 class Intake:
     """Takes pages from any number of connections, each with its own thread and `Landing`."""
 
@@ -44,8 +36,9 @@ class Intake:
         self._waiting_lock = threading.Lock()
         self._on_complete: Callable[[], object] = lambda: None
         self._counting = threading.Lock()
-        #: Pages of the bitmap that came after the resume, each counted once.
-        self.received_pages = dict.fromkeys(Origin, 0)
+        #: Pages of the bitmap that came after the resume, each counted once: those that a fault had asked for, and the others.
+        self.faulted_pages = 0
+        self.pushed_pages = 0
         #: Waits of vCPUs, fault read to page published, in ns.
         self.waits_ns: list[int] = []
 
@@ -74,16 +67,16 @@ class Intake:
             landing.fill(pages)
         else:
             landing.fill_some(pages, fresh)
-        self._received(fresh, Origin.PUSHED)
+        self._received(fresh)
 
     def take_fetched(self, pages: PageSet, contents: bytes, landing: Landing) -> None:
         """Take the fetched `contents` of `pages`, which have been read already; after the resume only."""
         self.check_within(pages)
         fresh = self._ledger.claim(pages)
         landing.place(pages, contents, fresh)
-        self._received(fresh, Origin.FETCHED)
+        self._received(fresh)
 
-    def take_zero(self, pages: PageSet, landing: Landing, origin: Origin) -> None:
+    def take_zero(self, pages: PageSet, landing: Landing) -> None:
         """Make `pages` zero."""
         self.check_within(pages)
         # They cost the peer nothing, so a frame may name all of a guest: looked at in parts, it takes no memory to speak of.
@@ -93,7 +86,7 @@ class Intake:
                 continue
             fresh = self._ledger.claim(part)
             landing.zero(fresh)
-            self._received(fresh, origin)
+            self._received(fresh)
 
     def note_wait(self, page: int, since_ns: int) -> None:
         """A vCPU waits for this page since then; its latency is taken when the page is published."""
@@ -113,7 +106,7 @@ class Intake:
             for page in [page for page in self._waiting if start <= page < stop]:
                 self.waits_ns.append(now - self._waiting.pop(page))
 
-    def _received(self, fresh: PageSet, origin: Origin) -> None:
+    def _received(self, fresh: PageSet) -> None:
         """Order: full, then received, then published; a fault that comes in between finds it received and publishes it itself.
 
         Short runs are published only where a vCPU waits: a system call a page would cost the push more than the few faults cost
@@ -123,8 +116,10 @@ class Intake:
         Counted before completion can be told, so that the counts are whole when it is. A page stops being missing only when it is
         published: told earlier, the script would close the userfaultfd under a thread that still publishes with it.
         """
+        asked_for = self._ledger.requested_among(fresh)
         with self._counting:
-            self.received_pages[origin] += fresh.pages
+            self.faulted_pages += asked_for
+            self.pushed_pages += fresh.pages - asked_for
         self._ledger.mark_received(fresh)
         filled = self._ledger.filled_among(fresh)
         long = filled.counts >= PUBLISH_RUN_PAGES

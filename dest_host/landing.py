@@ -30,7 +30,7 @@ _RECEIVE_BUFFERS = 512
 
 
 class Landing:
-    """Fills pages of one guest from one socket; used by one thread. Owns a pipe, not the socket."""
+    """Fills pages of one guest from one socket; used by one thread. Owns a pipe, made when it is first needed, not the socket."""
 
     def __init__(self, sock: socket.socket, memory: Mapping, ledger: Ledger) -> None:
         self._sock = sock
@@ -38,8 +38,8 @@ class Landing:
         self._bytes = memory.array.data
         self._pages = memory.array.reshape(-1, PAGE_BYTES)
         self._ledger = ledger
-        self._pipe_out, self._pipe_in = os.pipe()
-        self._pipe_bytes = _grow_pipe(self._pipe_in)
+        self._pipe: tuple[int, int] | None = None
+        self._pipe_bytes = 0
 
     def fill(self, pages: PageSet) -> None:
         """Read the contents of `pages` from the socket into memory; raises LinkLost, and pages may then be half-filled."""
@@ -80,8 +80,10 @@ class Landing:
         self._ledger.mark_filled(wanted)
 
     def close(self) -> None:
-        os.close(self._pipe_in)
-        os.close(self._pipe_out)
+        if self._pipe is not None:
+            for end in self._pipe:
+                os.close(end)
+            self._pipe = None
 
     def _receive(self, buffers: list[memoryview]) -> None:
         try:
@@ -94,14 +96,18 @@ class Landing:
             raise LinkLost("a page connection broke", error.strerror or str(error)) from error
 
     def _splice(self, offset: int, size: int) -> None:
+        if self._pipe is None:
+            self._pipe = os.pipe()
+            self._pipe_bytes = _grow_pipe(self._pipe[1])
+        pipe_out, pipe_in = self._pipe
         try:
             while size:
-                queued = os.splice(self._sock.fileno(), self._pipe_in, min(size, self._pipe_bytes))
+                queued = os.splice(self._sock.fileno(), pipe_in, min(size, self._pipe_bytes))
                 if not queued:
                     raise LinkLost("a page connection ended in the middle of a frame")
                 size -= queued
                 while queued:
-                    moved = os.splice(self._pipe_out, self._memory_fd, queued, offset_dst=offset)
+                    moved = os.splice(pipe_out, self._memory_fd, queued, offset_dst=offset)
                     queued, offset = queued - moved, offset + moved
         except OSError as error:
             raise LinkLost("a page connection broke", error.strerror or str(error)) from error

@@ -89,6 +89,10 @@ class Ledger:
                 self.states[page] |= REQUESTED
         return bool(wanted)
 
+    def requested_among(self, pages: PageSet) -> int:
+        """Count the pages that a fault has asked for."""
+        return int(np.count_nonzero(self.states[pages.page_numbers()] & REQUESTED))
+
     def is_zero(self, page: int) -> bool:
         """Tell whether a page is zero without contents here: a hole that the bitmap did not name, or one that came as zero."""
         state = int(self.states[page])

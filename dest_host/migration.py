@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pagefire.dest_host.fault_handler import FaultHandler
-from pagefire.dest_host.intake import Intake, Origin, percentiles_us
+from pagefire.dest_host.intake import Intake, percentiles_us
 from pagefire.dest_host.landing import Landing
 from pagefire.dest_host.ledger import Ledger
 from pagefire.dest_host.page_receiver import PageReceiver
@@ -319,8 +319,8 @@ class IncomingMigration:
         await self._control.send(
             Resident(
                 time.monotonic_ns(),
-                pushed_pages=self._intake.received_pages[Origin.PUSHED],
-                faulted_pages=self._intake.received_pages[Origin.FETCHED],
+                pushed_pages=self._intake.pushed_pages,
+                faulted_pages=self._intake.faulted_pages,
                 duplicate_pages=self._ledger.duplicates,
                 minor_faults=self._faults.minor_faults,
                 fault_us=percentiles_us(self._intake.waits_ns),

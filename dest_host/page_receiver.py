@@ -6,7 +6,7 @@ import socket
 import threading
 from collections.abc import Callable
 
-from pagefire.dest_host.intake import Intake, Origin
+from pagefire.dest_host.intake import Intake
 from pagefire.dest_host.landing import Landing
 from pagefire.protocol.connection import Arrival, Connection
 from pagefire.protocol.errors import LinkLost
@@ -55,7 +55,7 @@ class PageReceiver:
             case Pages(pages):
                 self._intake.take(pages, self._landing)
             case ZeroPages(pages):
-                self._intake.take_zero(pages, self._landing, Origin.PUSHED)
+                self._intake.take_zero(pages, self._landing)
             case RoundEnd(number):
                 self._on_round_end(number)
             case Failure() as failure:

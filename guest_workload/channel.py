@@ -69,6 +69,8 @@ def raise_error(reply: Message) -> None:
     if "error" not in reply:
         return
     kind = getattr(errors, str(reply["error"]), errors.GuestError)
-    if not (isinstance(kind, type) and issubclass(kind, errors.PagefireError)) or kind is errors.FeatureMissing:
+    if kind is errors.FeatureMissing:
+        raise errors.FeatureMissing(reply.get("what", "the guest lacks a feature"), reply.get("why", ""))
+    if not (isinstance(kind, type) and issubclass(kind, errors.PagefireError)):
         kind = errors.GuestError
     raise kind(reply.get("what", "the guest failed"), reply.get("why", ""), reply.get("do", ""))

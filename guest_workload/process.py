@@ -27,7 +27,7 @@ from pagefire.guest_workload.control_block import ControlBlock
 from pagefire.guest_workload.guest_config import GuestConfig
 from pagefire.guest_workload.layout import Layout
 from pagefire.guest_workload.linux import memfd, scheduling, userfaultfd
-from pagefire.protocol.errors import GuestError, PagefireError, UsageError
+from pagefire.protocol.errors import FeatureMissing, GuestError, PagefireError, UsageError
 
 if TYPE_CHECKING:
     from pagefire.guest_workload.workload import Workload
@@ -177,7 +177,12 @@ class Server:
 
     def _on_open_uffd(self, request: channel.Message, fds: list[int]) -> Reply:
         self._running()
-        return {}, [userfaultfd.open_uffd(int(request["features"]))]
+        try:
+            return {}, [userfaultfd.open_uffd(int(request["features"]))]
+        except OSError as error:
+            raise FeatureMissing(
+                "this host's userfaultfd cannot do what is needed", error.strerror or str(error)
+            ) from error
 
     def _after_open_uffd(self, request: channel.Message, sent: list[int]) -> None:
         """Keep or close our own copy of what was sent.

@@ -44,7 +44,11 @@ def check_capabilities(offered: list[str], whose: str) -> None:
 def check_welcome(welcome: Welcome) -> None:
     """Raise PeerRefused unless the destination chose a version of ours and can do what we need."""
     if welcome.version not in VERSIONS:
-        raise PeerRefused("the destination chose a version that this source does not speak", str(welcome.version))
+        raise PeerRefused(
+            "the destination chose a version that this source does not speak",
+            f"version {welcome.version}, here {list(VERSIONS)}",
+            "install the same pagefire on both hosts",
+        )
     check_capabilities(welcome.capabilities, "destination")
 
 

@@ -53,7 +53,7 @@ def dest(
     directory = runtime_dir or runtime_directory.default_directory()
     own_cpus, allowed = o.cpus(cpus_dest), tuple(allow_workload or ())
     guest_cpus = o.guest_cpus(cpus_guest, cpus_dest)
-    raise typer.Exit(run_daemon(lambda: make_daemon(listen, directory, limit_bytes, guest_cpus, (), allowed), own_cpus))
+    raise typer.Exit(run_daemon(lambda: make_daemon(listen, directory, limit_bytes, guest_cpus, allowed), own_cpus))
 
 
 @app.command()

@@ -134,7 +134,8 @@ class OutgoingMigration:
         guest = self._guest
         if self.options.mode in ("hybrid", "precopy"):
             choice = await in_thread(choose_tracker, self.options.tracker)
-            self._tracker = await in_thread(self._make_tracker, choice)
+            await in_thread(self._make_tracker, choice)
+            assert self._tracker is not None
             self.report.tracker, self.report.tracker_reason = choice.name, choice.reason
             pages = await in_thread(self._tracker.install)
         else:
@@ -152,12 +153,14 @@ class OutgoingMigration:
             await self._link.control.send(Populate(batch))
             await beside(self._link.control.expect(Populated, self.options.setup_timeout_s), self._watch())
 
-    def _make_tracker(self, choice: TrackerChoice) -> DirtyTracker:
+    def _make_tracker(self, choice: TrackerChoice) -> None:
+        """Set the tracker in the thread that makes it: a cancellation meanwhile must not lose its descriptors."""
         guest = self._guest
         uffd = guest.open_uffd(choice.features, keep=False)
         if choice.name == PagemapTracker.name:
-            return PagemapTracker(uffd, guest.pid, guest.address, guest.memory.fd, guest.memory.size_bytes)
-        return PageFireTracker(uffd, guest.address, guest.memory.fd, guest.memory.size_bytes)
+            self._tracker = PagemapTracker(uffd, guest.pid, guest.address, guest.memory.fd, guest.memory.size_bytes)
+        else:
+            self._tracker = PageFireTracker(uffd, guest.address, guest.memory.fd, guest.memory.size_bytes)
 
     # -- pre-copy ------------------------------------------------------------------------------------------------------------
 

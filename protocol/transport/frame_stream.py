@@ -13,7 +13,7 @@ import socket
 from typing import TypeVar
 
 from pagefire.protocol.connection import Arrival, Connection
-from pagefire.protocol.errors import LinkLost, PagefireError, PeerRefused, RemoteProtocolError
+from pagefire.protocol.errors import Cancelled, LinkLost, PagefireError, PeerRefused, RemoteProtocolError
 from pagefire.protocol.messages import Failure, Message
 
 M = TypeVar("M", bound=Message)
@@ -37,6 +37,8 @@ class FrameStream:
         self.connection = connection
         self.sent_bytes = 0
         self._writing = asyncio.Lock()
+        self._watching = False
+        self._readable: asyncio.Future[None] | None = None
 
     async def send(self, message: Message, payload: bytes | memoryview = b"") -> None:
         """Write a message and its payload in one go; raises LinkLost, and LocalProtocolError when it may not be sent now."""
@@ -85,24 +87,63 @@ class FrameStream:
 
     def detach(self) -> socket.socket:
         """Give the socket away, in blocking mode; the stream is of no more use."""
+        self._stop_watching()
         self.sock.setblocking(True)
         return self.sock
 
     def close(self) -> None:
-        """Close at once; whoever waits on the socket is told, by uvloop (asyncio's own loop would let it wait on)."""
+        """Close at once; whoever waits to receive gets LinkLost."""
+        self._stop_watching()
+        if self._readable is not None and not self._readable.done():
+            self._readable.set_exception(LinkLost("the connection was closed here"))
         close_socket(self.sock)
 
     async def _read(self, limit: int) -> bytes:
-        try:
-            return await asyncio.get_running_loop().sock_recv(self.sock, limit)
-        except OSError as error:
-            raise LinkLost("the connection broke", error.strerror or str(error)) from error
+        while True:
+            try:
+                return self.sock.recv(limit)
+            except BlockingIOError:
+                await self._wait_readable()
+            except OSError as error:
+                raise LinkLost("the connection broke", error.strerror or str(error)) from error
 
     async def _read_into(self, view: memoryview) -> int:
+        while True:
+            try:
+                return self.sock.recv_into(view)
+            except BlockingIOError:
+                await self._wait_readable()
+            except OSError as error:
+                raise LinkLost("the connection broke", error.strerror or str(error)) from error
+
+    async def _wait_readable(self) -> None:
+        """Wait until there is something to read.
+
+        The loop goes on watching the socket from one wait to the next, and each read tries the socket first. `loop.sock_recv`
+        begins to watch and ends it for every single read: ten system calls and a turn of the loop, thrice for each message, which
+        was most of a demand fetch.
+        """
+        loop = asyncio.get_running_loop()
+        if not self._watching:
+            loop.add_reader(self.sock.fileno(), self._on_readable)
+            self._watching = True
+        self._readable = loop.create_future()
         try:
-            return await asyncio.get_running_loop().sock_recv_into(self.sock, view)
-        except OSError as error:
-            raise LinkLost("the connection broke", error.strerror or str(error)) from error
+            await self._readable
+        finally:
+            self._readable = None
+
+    def _on_readable(self) -> None:
+        if self._readable is None or self._readable.done():
+            # Nobody waits: the loop would call again at once, for ever.
+            self._stop_watching()
+        else:
+            self._readable.set_result(None)
+
+    def _stop_watching(self) -> None:
+        if self._watching:
+            asyncio.get_running_loop().remove_reader(self.sock.fileno())
+            self._watching = False
 
 
 def close_socket(sock: socket.socket) -> None:
@@ -114,7 +155,10 @@ def close_socket(sock: socket.socket) -> None:
 
 def refusal(failure: Failure) -> PagefireError:
     """Turn the peer's Failure into our exception, in the peer's words."""
-    return PeerRefused(_one_line(failure.what), _one_line(failure.why), _one_line(failure.do))
+    error = PeerRefused(_one_line(failure.what), _one_line(failure.why), _one_line(failure.do))
+    if failure.outcome == "cancelled":
+        error.exit_code = Cancelled.exit_code
+    return error
 
 
 def _one_line(text: str) -> str:

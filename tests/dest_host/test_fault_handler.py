@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from pagefire.dest_host.fault_handler import PUBLISH_WINDOW_PAGES, FaultHandler
-from pagefire.dest_host.intake import Intake, Origin
+from pagefire.dest_host.intake import Intake
 from pagefire.dest_host.landing import Landing
 from pagefire.dest_host.ledger import Ledger
 from pagefire.dest_host.publishing import Publisher
@@ -125,7 +125,7 @@ async def test_holes_are_zero_without_a_fetch(served: Served, user: MemoryUser) 
 async def test_missing_pages_are_fetched(served: Served, user: MemoryUser) -> None:
     assert await load(user, [150, 151, 305]) == [[2], [2], [0]]
     assert served.fetched == [150, 151, 305]
-    assert served.intake.received_pages == {Origin.PUSHED: 0, Origin.FETCHED: 3}
+    assert (served.intake.pushed_pages, served.intake.faulted_pages) == (0, 3)
     assert len(served.intake.waits_ns) == 3
     assert min(served.intake.waits_ns) > 0
     assert served.handler.minor_faults == 0
@@ -142,7 +142,7 @@ async def test_a_page_is_fetched_once_however_many_wait(served: Served, user: Me
     served.answering.set()
     assert await loading == [[2], [0]]
     assert served.fetched == [120, 309]
-    assert served.intake.received_pages[Origin.FETCHED] == 2
+    assert served.intake.faulted_pages == 2
     assert served.ledger.duplicates == 0
 
 
@@ -191,7 +191,7 @@ async def test_a_page_that_arrives_between_two_looks_settles_its_wait(served: Se
 
         def late(waiting: int, since_ns: int, single: PageSet = single, contents: bytes | None = contents) -> None:
             if contents is None:
-                served.intake.take_zero(single, served.landing, Origin.PUSHED)
+                served.intake.take_zero(single, served.landing)
             else:
                 served.intake.take_fetched(single, contents, served.landing)
             real(waiting, since_ns)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from pagefire.dest_host.intake import Intake, Origin, percentiles_us
+from pagefire.dest_host.intake import Intake, percentiles_us
 from pagefire.dest_host.landing import Landing
 from pagefire.dest_host.ledger import Ledger
 from pagefire.dest_host.publishing import Publisher
@@ -93,13 +93,13 @@ def test_before_the_resume_pages_land_and_nobody_sees_them(destination: Destinat
     take(destination, pages, 1)
     take(destination, PageSet.span(2, 60), 2)
     landing, _ = destination.connection()
-    destination.intake.take_zero(PageSet.of_runs([1, 100], [2, 200]), landing, Origin.PUSHED)
+    destination.intake.take_zero(PageSet.of_runs([1, 100], [2, 200]), landing)
     expected = np.zeros(PAGES, np.uint8)
     expected[0], expected[2:60], expected[60:80] = 1, 2, 1
     assert (contents(destination.memory) == expected[:, None]).all()
     # The zero pages that had no contents here stay holes.
     assert allocated_pages(destination.memory) == 80
-    assert destination.intake.received_pages == {Origin.PUSHED: 0, Origin.FETCHED: 0}
+    assert (destination.intake.pushed_pages, destination.intake.faulted_pages) == (0, 0)
     assert destination.completions == 0
     assert userfaultfd.read_faults(destination.uffd).size == 0
 
@@ -118,10 +118,10 @@ def test_after_the_resume_pages_are_taken_once_and_seen(destination: Destination
     destination.intake.take_fetched(single, bytes_of(single, 4), landing)
     destination.intake.take_fetched(single, bytes_of(single, 5), landing)
     assert destination.completions == 0
-    destination.intake.take_zero(PageSet.span(103, 104), landing, Origin.FETCHED)
+    destination.intake.take_zero(PageSet.span(103, 104), landing)
     assert destination.completions == 1
     assert destination.ledger.missing == 0
-    assert destination.intake.received_pages == {Origin.PUSHED: 22, Origin.FETCHED: 2}
+    assert (destination.intake.pushed_pages, destination.intake.faulted_pages) == (22, 2)
     assert destination.ledger.duplicates == 2 + 4 + 1
     destination.publisher.disarm()
     assert user.load([9, 10, 29, 30, 100, 101, 102, 103]) == [[1], [2], [2], [1], [3], [3], [4], [0]]
@@ -131,7 +131,7 @@ def test_a_stale_page_that_is_zero_now_reads_zero(destination: Destination, user
     take(destination, PageSet.span(0, 40), 1)
     destination.resume(PageSet.span(0, 50))
     landing, _ = destination.connection()
-    destination.intake.take_zero(PageSet.span(0, 50), landing, Origin.PUSHED)
+    destination.intake.take_zero(PageSet.span(0, 50), landing)
     destination.publisher.disarm()
     assert user.load(range(50)) == [[0]] * 50
     assert destination.completions == 1
@@ -175,7 +175,7 @@ def test_pages_from_many_connections_are_each_taken_once(destination: Destinatio
     for thread in threads:
         thread.join()
     assert destination.completions == 1
-    assert destination.intake.received_pages[Origin.PUSHED] == PAGES
+    assert destination.intake.pushed_pages == PAGES
     assert destination.ledger.duplicates == 3 * PAGES
     destination.publisher.disarm()
     assert user.load(range(PAGES)) == [[7]] * PAGES
@@ -222,7 +222,7 @@ def test_pages_outside_the_memory_are_refused(destination: Destination, resumed:
     outside = PageSet.span(PAGES - 1, PAGES + 1)
     for take_them in (
         lambda: destination.intake.take(outside, landing),
-        lambda: destination.intake.take_zero(outside, landing, Origin.PUSHED),
+        lambda: destination.intake.take_zero(outside, landing),
         lambda: destination.intake.take_fetched(outside, bytes_of(outside, 1), landing),
         lambda: destination.intake.resume_begins(outside, lambda: None),
     ):
@@ -239,7 +239,7 @@ def test_zero_pages_without_end_take_no_memory(make_memory: MemoryMaker) -> None
     ours, theirs = socket.socketpair()
     landing = Landing(theirs, memory, ledger)
     tracemalloc.start()
-    intake.take_zero(PageSet.span(0, memory.pages), landing, Origin.PUSHED)
+    intake.take_zero(PageSet.span(0, memory.pages), landing)
     peak_bytes = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak_bytes < 8 << 20

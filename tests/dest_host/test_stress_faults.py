@@ -17,7 +17,6 @@ import numpy.typing as npt
 import pytest
 
 from pagefire.dest_host.fault_handler import FaultHandler
-from pagefire.dest_host.intake import Origin
 from pagefire.dest_host.landing import Landing
 from pagefire.dest_host.publishing import Publisher
 from pagefire.guest_workload.linux import userfaultfd
@@ -187,7 +186,7 @@ class Resumed:
             "reads": told["reads"],
             "wrong_reads": told["wrong"],
             "lost_stores": told["lost"],
-            "fetched_pages": link.intake.received_pages[Origin.FETCHED],
+            "fetched_pages": link.intake.faulted_pages,
             "minor_faults": handler.minor_faults,
             "waits": len(link.intake.waits_ns),
             "duplicates": link.ledger.duplicates,
