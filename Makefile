@@ -14,7 +14,7 @@ quick: setup  ## the inner loop: style, types and the tests that start no proces
 	$(RUN)/ruff check .
 	$(RUN)/ruff format --check .
 	$(RUN)/mypy
-	$(RUN)/pytest -q -m "not e2e and not soak" -x
+	$(RUN)/pytest -q -m "not e2e and not soak" -x --hypothesis-profile=quick
 
 test: setup  ## everything, at short counts
 	$(RUN)/ruff check .

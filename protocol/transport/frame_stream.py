@@ -37,7 +37,7 @@ class FrameStream:
         self.connection = connection
         self.sent_bytes = 0
         self._writing = asyncio.Lock()
-        self._watching = False
+        self._watching: asyncio.AbstractEventLoop | None = None
         self._readable: asyncio.Future[None] | None = None
 
     async def send(self, message: Message, payload: bytes | memoryview = b"") -> None:
@@ -124,9 +124,9 @@ class FrameStream:
         was most of a demand fetch.
         """
         loop = asyncio.get_running_loop()
-        if not self._watching:
+        if self._watching is None:
             loop.add_reader(self.sock.fileno(), self._on_readable)
-            self._watching = True
+            self._watching = loop
         self._readable = loop.create_future()
         try:
             await self._readable
@@ -141,9 +141,10 @@ class FrameStream:
             self._readable.set_result(None)
 
     def _stop_watching(self) -> None:
-        if self._watching:
-            asyncio.get_running_loop().remove_reader(self.sock.fileno())
-            self._watching = False
+        if self._watching is not None:
+            if not self._watching.is_closed():
+                self._watching.remove_reader(self.sock.fileno())
+            self._watching = None
 
 
 def close_socket(sock: socket.socket) -> None:

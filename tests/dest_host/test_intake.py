@@ -115,6 +115,7 @@ def test_after_the_resume_pages_are_taken_once_and_seen(destination: Destination
     take(destination, PageSet.of_runs([5, 28, 100], [7, 32, 102]), 3)
     landing, _ = destination.connection()
     single = PageSet.span(102, 103)
+    assert all(destination.ledger.request(page) for page in (102, 103))
     destination.intake.take_fetched(single, bytes_of(single, 4), landing)
     destination.intake.take_fetched(single, bytes_of(single, 5), landing)
     assert destination.completions == 0

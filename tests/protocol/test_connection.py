@@ -7,7 +7,7 @@ import pytest
 from pagefire.protocol import messages as m
 from pagefire.protocol.connection import Connection
 from pagefire.protocol.errors import LinkLost, LocalProtocolError, RemoteProtocolError
-from pagefire.protocol.messages import MAX_EXTENT_RUNS, MAX_FRAME_PAGES, MAX_FRAME_RUNS
+from pagefire.protocol.messages import MAX_EXTENT_RUNS, MAX_FRAME_PAGES, MAX_FRAME_RUNS, MAX_ZERO_PAGES
 from pagefire.protocol.pages import PAGE_BYTES, PageSet
 from pagefire.protocol.state import Phase, Role, Side
 from tests.protocol.golden.conversation import Pair, example, simple
@@ -150,7 +150,9 @@ def test_a_frame_names_so_many_pages() -> None:
     largest, beyond = PageSet.span(0, MAX_FRAME_PAGES), PageSet.span(0, MAX_FRAME_PAGES + 1)
     Pair.streaming(Role.PAGES).pass_on(SOURCE, m.Pages(largest), largest.size_bytes)
     Pair.streaming(Role.FAULT).pass_on(DESTINATION, m.Fetch(largest))
-    Pair.streaming(Role.PAGES).pass_on(SOURCE, m.ZeroPages(PageSet.span(0, 1 << 32)))
+    Pair.streaming(Role.PAGES).pass_on(SOURCE, m.ZeroPages(PageSet.span(0, MAX_ZERO_PAGES)))
+    zeros = m.ZeroPages(PageSet.span(0, MAX_ZERO_PAGES + 1))
+    refused_both_ways(Pair.streaming(Role.PAGES), SOURCE, zeros, 0, "65537 zero pages")
     refused_both_ways(Pair.streaming(Role.PAGES), SOURCE, m.Pages(beyond), beyond.size_bytes, "2049 pages")
     refused_both_ways(Pair.streaming(Role.FAULT), DESTINATION, m.Fetch(beyond), 0, "2049 pages")
     refused_both_ways(Pair.streaming(Role.FAULT), DESTINATION, m.Fetch(PageSet.span(0, 1 << 51)), 0, "pages")
