@@ -365,6 +365,7 @@ class IncomingMigration:
             )
         )
         log.info("guest=%s status=completed problems=%d", self.name, len(problems))
+        self._close_connections()
 
     async def _check(self, guest: GuestProcess) -> tuple[float, int, list[str], int]:
         """Pause the guest and let its workload look for what should not be.

@@ -18,7 +18,7 @@ from pagefire.guest_workload.linux import memfd, userfaultfd
 from pagefire.protocol.errors import GuestError, LinkLost
 from pagefire.protocol.messages import Fetch, Pages, ZeroPages
 from pagefire.protocol.pages import PAGE_BYTES, PageSet
-from tests.dest_host.conftest import MemoryMaker
+from tests.conftest import MemoryMaker
 from tests.support.kernel import need_userfaultfd
 from tests.support.memory_user import MemoryUser
 from tests.support.page_link import fault_streams

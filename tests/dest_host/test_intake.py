@@ -18,7 +18,7 @@ from pagefire.dest_host.publishing import Publisher
 from pagefire.guest_workload.linux import memfd, userfaultfd
 from pagefire.protocol.errors import LinkLost, RemoteProtocolError
 from pagefire.protocol.pages import PAGE_BYTES, PageSet
-from tests.dest_host.conftest import MemoryMaker
+from tests.conftest import MemoryMaker
 from tests.support.kernel import need_userfaultfd
 from tests.support.memory import allocated_pages, contents
 from tests.support.memory_user import MemoryUser

@@ -23,7 +23,7 @@ from pagefire.guest_workload.linux import userfaultfd
 from pagefire.protocol.pages import PAGE_BYTES, PageSet
 from pagefire.protocol.transport.tasks import beside
 from pagefire.source_host import postcopy
-from tests.dest_host.conftest import MemoryMaker
+from tests.conftest import MemoryMaker
 from tests.support.kernel import need_userfaultfd
 from tests.support.memory import contents
 from tests.support.memory_user import MemoryUser

@@ -195,8 +195,8 @@ def test_a_second_signal_forces_the_end_and_says_what_is_lost(place: Place) -> N
         time.sleep(0.3)
         assert pair.dest.process.poll() is None
         pair.dest.process.send_signal(signal.SIGTERM)
-        pair.dest.process.wait(30.0)
-        assert "guests are lost: guest0" in said(pair.dest)
+        assert pair.dest.process.wait(30.0) == 1
+        assert "guest guest0 is lost" in said(pair.dest)
     place.assert_nothing_left()
 
 

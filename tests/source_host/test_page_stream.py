@@ -16,7 +16,7 @@ from pagefire.protocol.errors import LinkLost, RemoteProtocolError
 from pagefire.protocol.messages import MAX_FRAME_PAGES, MAX_FRAME_RUNS, Pages, ZeroPages
 from pagefire.protocol.pages import GRANULE_PAGES, PAGE_BYTES, PageSet
 from pagefire.source_host.page_stream import SENDFILE_PAGES, striped
-from tests.source_host.conftest import MemoryMaker
+from tests.conftest import MemoryMaker
 from tests.support.memory import allocated_pages, contents, fresh
 from tests.support.page_link import PageLink
 from tests.support.waiting import eventually

@@ -17,7 +17,7 @@ from pagefire.protocol.pages import PAGE_BYTES, PageSet
 from pagefire.protocol.transport.tasks import beside
 from pagefire.source_host import postcopy
 from pagefire.source_host.postcopy import PUSH_PAGES, Remaining
-from tests.source_host.conftest import MemoryMaker
+from tests.conftest import MemoryMaker
 from tests.support.memory import contents
 from tests.support.page_link import PageLink, fault_streams
 from tests.support.waiting import eventually

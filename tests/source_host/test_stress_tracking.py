@@ -17,7 +17,7 @@ import pytest
 
 from pagefire.protocol.pages import GRANULE_PAGES, PageSet, pages_of
 from pagefire.source_host.tracking import NOTHING
-from tests.source_host.conftest import MemoryMaker
+from tests.conftest import MemoryMaker
 from tests.source_host.test_trackers import tracker_of
 from tests.support.kernel import need_pagemap_scan
 from tests.support.memory import contents

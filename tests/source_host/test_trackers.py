@@ -16,7 +16,7 @@ from pagefire.source_host import tracking
 from pagefire.source_host.page_fire_tracker import PageFireTracker
 from pagefire.source_host.pagemap_tracker import PagemapTracker
 from pagefire.source_host.tracking import Collected, DirtyTracker, choose_tracker
-from tests.source_host.conftest import MemoryMaker
+from tests.conftest import MemoryMaker
 from tests.support.kernel import need_pagemap_scan, need_userfaultfd
 from tests.support.memory_user import MemoryUser
 
