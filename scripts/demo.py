@@ -38,7 +38,10 @@ def run_demo(
     console: Console,
 ) -> dict[str, Any]:
     """Run the whole of it; gives the report."""
-    pinned = {option: [option, cpus] if cpus is not None else [] for option, cpus in pins.items()}
+    pinned = {
+        option: [option, cpus] if (cpus := pins.get(option)) is not None else []
+        for option in ("--cpus-source", "--cpus-dest", "--cpus-guest")
+    }
     allowed = [part for workload in config.user_workloads for part in ("--allow-workload", workload)]
     pair = Pair(
         [*source_arguments(config), *pinned["--cpus-source"], *pinned["--cpus-guest"]],
