@@ -1,9 +1,10 @@
 """Where page contents land: straight from the socket into the guest's memory file.
 
 Two ways in. Pages that are not there yet are spliced (socket, pipe, memfd): the kernel takes fresh pages and fills them without
-zeroing them first or faulting them into a mapping: 2.2-2.7 GB/s against 0.6 for recv into cold memory and 1.3 for recv behind a
-populating thread (1 GiB over loopback, alternating). Pages that are there are received through the mapping, which copies once and
-needs no pipe: 5-6 GB/s against 4. So nothing is populated ahead.
+zeroing them first or faulting them into a mapping: 2.1-2.7 GB/s against 0.6-0.7 for recv into cold memory and 0.5-1.8 for recv
+behind a populating thread (bare sockets, 1 GiB over loopback with bbr, three alternating rounds; 1.0-2.1 spliced with cubic on a
+busier machine). Pages that are there are received through the mapping, which copies once and needs no pipe: 4.5-7.6 GB/s against
+3.0-4.8 (cubic). So nothing is populated ahead.
 
 Both make a page present before it is full. Before the resume nobody looks; after it the guest's own mapping shows a page only once
 it was published, see publishing.py.

@@ -2,7 +2,7 @@
 
 A host that quiesces a guest waits for context switches, not for time slices, if its threads are preferred to the vCPUs. Nice
 values say so, but since autogrouping (CONFIG_SCHED_AUTOGROUP) they are compared only within one session, and the guest is a
-session of its own: between sessions /proc/PID/autogroup counts, so a guest lowers both.
+session of its own: between sessions /proc/PID/autogroup counts. The guest leaves that one at 0 (see process.py).
 """
 
 from __future__ import annotations
