@@ -32,8 +32,8 @@ from pagefire.protocol.errors import FeatureMissing, GuestError, PagefireError, 
 if TYPE_CHECKING:
     from pagefire.guest_workload.workload import Workload
 
-#: Equal to the daemons'. At 5 the guest got less of two cores in pre-copy and its stun was longer (four runs after four, on a machine
-#: that others used: an indication, not a comparison); the daemons' short slices bring them in soon enough after waking.
+#: Equal to the daemons'. At 5 the guest got less of two cores in pre-copy and its stun was longer (four runs after four, on a
+#: machine that others used: an indication, not a comparison).
 GUEST_AUTOGROUP_NICE = 0
 _START_TIMEOUT_S = 60.0
 _MAX_PROBLEMS = 100

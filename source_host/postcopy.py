@@ -1,8 +1,8 @@
 """After the resume: one set of remaining pages, pulled on demand and pushed in the background.
 
 Each page leaves the set once, and is pushed or fetched. A fetch for a page that the push has taken already is answered all the
-same: what was pushed may lie behind megabytes in the sockets' buffers, the memory here does not change any more, and the destination
-takes a page's first copy and drops the other. Cost: one page on the wire for each such fault.
+same: what was pushed may lie behind megabytes in the sockets' buffers, the memory here does not change any more, and the
+destination takes a page's first copy and drops the other. Cost: one page on the wire for each such fault.
 
 The faults come first. A vCPU's first transaction needs the few pages that it always writes, one after another, and those are in the
 set: 0.8-1.5 ms each in the one traced run that had no push beside it. So the push waits until no fetch has come for `QUIET_S`, but
