@@ -32,8 +32,9 @@ from pagefire.protocol.errors import FeatureMissing, GuestError, PagefireError, 
 if TYPE_CHECKING:
     from pagefire.guest_workload.workload import Workload
 
-#: Equal to the daemons'. At 5 the guest got less of two cores in pre-copy and its stun was longer (four runs after four, on a
-#: machine that others used: an indication, not a comparison).
+#: Equal to the daemons'. At 10 and 19 the guest got less of two cores in pre-copy, as if it were throttled: less was left to move
+#: after the resume, but scattered, and the stun was longer (1 GiB oltp, 2 vCPUs, 5 alternating runs each: medians of 12.9, 20.8 and
+#: 23.1 ms at 0, 10 and 19).
 GUEST_AUTOGROUP_NICE = 0
 _START_TIMEOUT_S = 60.0
 _MAX_PROBLEMS = 100

@@ -17,6 +17,7 @@ from typing import Protocol
 import uvloop
 
 from pagefire.protocol.errors import Cancelled, PagefireError, UsageError
+from pagefire.protocol.transport import heap
 
 #: How long a thread may hold the GIL while another waits: the default of 5 ms would be seen in the stun.
 SWITCH_INTERVAL_S = 0.0001
@@ -45,6 +46,7 @@ def run_daemon(make: Callable[[], Awaitable[Daemon]], cpus: tuple[int, ...] = ()
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s.%(msecs)03d %(name)s %(message)s", datefmt="%H:%M:%S"
     )
     sys.setswitchinterval(SWITCH_INTERVAL_S)
+    heap.settle()
     try:
         if cpus:
             _pin(cpus)
