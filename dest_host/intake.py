@@ -16,7 +16,7 @@ from pagefire.dest_host.landing import Landing
 from pagefire.dest_host.ledger import Ledger
 from pagefire.dest_host.publishing import Publisher
 from pagefire.protocol.errors import RemoteProtocolError
-from pagefire.protocol.pages import PageSet
+from pagefire.protocol.pages import PAGE_BYTES, PageSet
 
 #: Runs of at least this many pages are published as they come.
 PUBLISH_RUN_PAGES = 16
@@ -72,9 +72,10 @@ class Intake:
     def take_fetched(self, pages: PageSet, contents: bytes, landing: Landing) -> None:
         """Take the fetched `contents` of `pages`, which have been read already; after the resume only."""
         self.check_within(pages)
-        fresh = self._ledger.claim(pages)
-        landing.place(pages, contents, fresh)
-        self._received(fresh)
+        for page, at in zip(pages.page_numbers().tolist(), range(0, len(contents), PAGE_BYTES), strict=True):
+            if self._ledger.claim_page(page):
+                landing.place_page(page, contents[at : at + PAGE_BYTES])
+                self._page_received(page)
 
     def take_zero(self, pages: PageSet, landing: Landing) -> None:
         """Make `pages` zero."""
@@ -106,6 +107,18 @@ class Intake:
             for page in [page for page in self._waiting if start <= page < stop]:
                 self.waits_ns.append(now - self._waiting.pop(page))
 
+    def _page_received(self, page: int) -> None:
+        """Do what `_received` does, for a single page with contents."""
+        asked_for = self._ledger.page_received(page)
+        with self._counting:
+            self.faulted_pages += asked_for
+            self.pushed_pages += not asked_for
+        if page in self._waiting:
+            self._publisher.publish(page, page + 1)
+            self.settle_waits(page, page + 1)
+        if self._ledger.count_published(1):
+            self._on_complete()
+
     def _received(self, fresh: PageSet) -> None:
         """Order: full, then received, then published; a fault that comes in between finds it received and publishes it itself.
 
@@ -132,7 +145,7 @@ class Intake:
             else:
                 self._publisher.publish_zero(page)
             self.settle_waits(page, page + 1)
-        if self._ledger.count_published(fresh):
+        if self._ledger.count_published(fresh.pages):
             self._on_complete()
 
 

@@ -80,6 +80,10 @@ class Landing:
         self._pages[wanted.page_numbers()] = np.frombuffer(contents, np.uint8).reshape(-1, PAGE_BYTES)[rows]
         self._ledger.mark_filled(wanted)
 
+    def place_page(self, page: int, contents: bytes) -> None:
+        """Copy the contents of one page into memory; the ledger is the caller's to tell."""
+        self._bytes[page * PAGE_BYTES : (page + 1) * PAGE_BYTES] = contents
+
     def close(self) -> None:
         if self._pipe is not None:
             for end in self._pipe:

@@ -21,7 +21,8 @@ import numpy.typing as npt
 from pagefire.protocol.pages import PageSet
 
 FILLED, MISSING, CLAIMED, RECEIVED, REQUESTED = 1, 2, 4, 8, 16
-_MANY_RUNS = 16
+#: From so many runs on, with fewer pages each than this, one gather of page numbers costs less than a step a run.
+_MANY_RUNS, _SHORT_RUN_PAGES = 16, 64
 
 
 class Ledger:
@@ -61,21 +62,37 @@ class Ledger:
             self.duplicates += numbers.size - fresh.size
         return PageSet.of_pages(fresh)
 
+    def claim_page(self, page: int) -> bool:
+        """Test and set for a single page, as `claim` does for many: a vCPU waits for it."""
+        with self._lock:
+            fresh = int(self.states[page]) & (MISSING | CLAIMED) == MISSING
+            if fresh:
+                self.states[page] |= CLAIMED
+            else:
+                self.duplicates += 1
+        return fresh
+
+    def page_received(self, page: int) -> bool:
+        """The caller has filled a page that it had claimed; tells whether a fault had asked for it."""
+        with self._lock:
+            self.states[page] |= FILLED | RECEIVED
+            return bool(self.states[page] & REQUESTED)
+
     def mark_received(self, pages: PageSet) -> None:
         """The caller has filled pages that it had claimed."""
         numbers = pages.page_numbers()
         with self._lock:
             self.states[numbers] |= RECEIVED
 
-    def count_published(self, pages: PageSet) -> bool:
-        """The caller has published pages that it had received; tells, once, that none is missing any more."""
+    def count_published(self, pages: int) -> bool:
+        """The caller has published so many pages that it had received; tells, once, that none is missing any more."""
         with self._lock:
-            self.missing -= pages.pages
+            self.missing -= pages
             return bool(pages) and not self.missing
 
     def _add(self, pages: PageSet, bits: int) -> None:
         """Set bits of all pages, once for all where the runs are many and short."""
-        if len(pages) > _MANY_RUNS:
+        if len(pages) > _MANY_RUNS and pages.pages < _SHORT_RUN_PAGES * len(pages):
             self.states[pages.page_numbers()] |= np.uint8(bits)
             return
         for start, stop in zip(pages.starts.tolist(), pages.stops.tolist(), strict=True):

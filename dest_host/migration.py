@@ -58,7 +58,7 @@ from pagefire.protocol.state import Role, Status
 from pagefire.protocol.transport.clock import machine_identity
 from pagefire.protocol.transport.frame_stream import FrameStream, describe_failure, refusal
 from pagefire.protocol.transport.software import software_name
-from pagefire.protocol.transport.tasks import beside, in_thread
+from pagefire.protocol.transport.tasks import beside, in_thread, uninterrupted
 
 log = logging.getLogger("pagefire.dest")
 
@@ -100,7 +100,7 @@ class IncomingMigration:
         self._break_error: BaseException | None = None
         self._complete = asyncio.Event()
         self._round_ends: dict[int, int] = {}
-        self._rounds_received = 0
+        self._acknowledged = 0
         self._cpu_before_s = cpu_seconds()
         self._to_acknowledge: asyncio.Queue[int] = asyncio.Queue()
 
@@ -252,8 +252,9 @@ class IncomingMigration:
         """Make the guest ready to run here: its registers, and what is still missing of its memory."""
         assert self.guest is not None
         self.status = Status.DEVICE
-        if switchover.last_round != self._rounds_received or not self._fault_stream.done():
+        if switchover.last_round not in (self._acknowledged, self._acknowledged + 1) or not self._fault_stream.done():
             raise RemoteProtocolError("the source switches over before its pages have arrived")
+        self._intake.check_within(switchover.hot)
         began = time.monotonic()
         registers = self._switchover_payload[: switchover.registers_bytes]
         if len(registers) != self.guest.control.registers.nbytes:
@@ -264,13 +265,21 @@ class IncomingMigration:
         missing = decode_bitmap(switchover.bitmap_form, bitmap, pages_of(self.guest.memory.size_bytes))
         if missing.pages != switchover.remaining_pages:
             raise RemoteProtocolError("the bitmap holds another number of pages than announced", f"{missing.pages}")
+        if missing & switchover.hot:
+            raise RemoteProtocolError("the bitmap names pages that the switchover calls present")
         decoded = time.monotonic()
+        # The drain: a page of the last round that came later than this could land on one that was already refreshed.
+        while self._acknowledged < switchover.last_round:
+            await beside(self._acknowledge_round(), self._watch())
+        drained = time.monotonic()
         loop = asyncio.get_running_loop()
         self.guest.control.install_registers(registers)
         self.guest.control.stop_at = switchover.stop_at
         self._intake.resume_begins(missing, lambda: loop.call_soon_threadsafe(self._complete.set))
+        for start, stop in zip(switchover.hot.starts.tolist(), switchover.hot.stops.tolist(), strict=True):
+            self._publisher.publish(start, stop)
         self._faults.start()
-        await self._control.send(Ready(decoded - began, time.monotonic() - decoded))
+        await self._control.send(Ready(decoded - began, drained - decoded, time.monotonic() - drained))
 
     async def _await_handover(self) -> int:
         """Answer digests if they are asked for; gives when HANDOVER came."""
@@ -430,12 +439,17 @@ class IncomingMigration:
         self._round_ends[number] = self._round_ends.get(number, 0) + 1
         if self._round_ends[number] == self._streams:
             del self._round_ends[number]
-            self._rounds_received = number
             self._to_acknowledge.put_nowait(number)
 
     async def _acknowledge_rounds(self) -> None:
         while True:
-            await self._control.send(RoundReceived(await self._to_acknowledge.get()))
+            await self._acknowledge_round()
+
+    async def _acknowledge_round(self) -> None:
+        """Wait until a round is here and say so. A Switchover may come meanwhile: a frame that was begun is sent to its end."""
+        number = await self._to_acknowledge.get()
+        self._acknowledged = number
+        await uninterrupted(self._control.send(RoundReceived(number)))
 
     async def _completion(self) -> None:
         await self._complete.wait()

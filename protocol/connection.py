@@ -122,11 +122,11 @@ def _check_size(message: Message, payload_bytes: int) -> None:
         case Switchover(registers_bytes=registers_bytes) if not 0 <= registers_bytes <= payload_bytes:
             raise ValueError(f"{registers_bytes} bytes of registers announced, {payload_bytes} bytes of payload")
         # A receiver holds what one frame names, page by page.
-        case Pages(pages) | Fetch(pages) if pages.pages > MAX_FRAME_PAGES:
+        case Pages(pages) | Fetch(pages) | Switchover(hot=pages) if pages.pages > MAX_FRAME_PAGES:
             raise ValueError(f"{pages.pages} pages, a frame names {MAX_FRAME_PAGES} at most")
         case ZeroPages(pages) if pages.pages > MAX_ZERO_PAGES:
             raise ValueError(f"{pages.pages} zero pages, a frame names {MAX_ZERO_PAGES} at most")
-        case Pages(pages) | Fetch(pages) | ZeroPages(pages) if len(pages) > MAX_FRAME_RUNS:
+        case Pages(pages) | Fetch(pages) | ZeroPages(pages) | Switchover(hot=pages) if len(pages) > MAX_FRAME_RUNS:
             raise ValueError(f"{len(pages)} runs of pages, a frame names {MAX_FRAME_RUNS} at most")
         case Populate(pages) if len(pages) > MAX_EXTENT_RUNS:
             raise ValueError(f"{len(pages)} runs of pages, an announcement names {MAX_EXTENT_RUNS} at most")

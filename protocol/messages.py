@@ -174,7 +174,9 @@ class RoundReceived(Message):
 class Switchover(Message):
     """The guest stands still. Payload: the registers, then the bitmap of what the destination still needs.
 
-    `commits` counts each vCPU's commits since the guest was born. `last_round` is the round whose marker must have arrived.
+    `commits` counts each vCPU's commits since the guest was born. `last_round` is the last round that has begun: it may still be
+    under way, and READY is not sent before its marker has arrived. `hot` are pages of the guest that its vCPUs kept writing until
+    they stopped: here by then, and to be shown to the guest before it runs.
     """
 
     kind = 32
@@ -183,15 +185,17 @@ class Switchover(Message):
     remaining_pages: int
     commits: list[int]
     last_round: int
+    hot: PageSet
     stop_at: int
 
 
 @dataclass(frozen=True, slots=True)
 class Ready(Message):
-    """The destination could run the guest at once; it does not yet own it."""
+    """The destination could run the guest at once; it does not yet own it. What it did, in this order, in seconds."""
 
     kind = 33
     decode_s: float
+    drain_s: float
     install_s: float
 
 

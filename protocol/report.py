@@ -56,11 +56,11 @@ class DowntimeBreakdown:
 
     quiesce_s: pause request until every vCPU is parked. final_scan_s: the last collection of dirty pages. bitmap_s: finding and
     coding what the destination still needs. checkpoint_s: reading the registers and writing them, with the bitmap, to the socket.
-    drain_s: waiting for the last pages that must arrive before the resume (pre-copy: the final pages themselves; hybrid: zero
-    unless the last round was still under way). transfer_s: from the checkpoint's departure to READY's arrival, less install_s,
-    and from HANDOVER's departure to its arrival: the network, and both daemons waking up. install_s: the destination decodes the
-    bitmap, installs the registers and prepares its memory. verify_s: the comparison of digests that `--verify` asks for.
-    resume_s: HANDOVER's arrival until the vCPUs are let run.
+    drain_s: the destination, its bitmap decoded, waits for the last pages that must be there before the resume (pre-copy: all that
+    were left; hybrid: the few hot ones). transfer_s: from the checkpoint's departure to READY's arrival, less drain_s and
+    install_s, and from HANDOVER's departure to its arrival: the network, and both daemons waking up. install_s: the destination
+    decodes the bitmap, installs the registers and prepares its memory. verify_s: the comparison of digests that `--verify` asks
+    for. resume_s: HANDOVER's arrival until the vCPUs are let run.
     """
 
     quiesce_s: float = 0.0

@@ -76,7 +76,7 @@ CONTROL: dict[tuple[Phase, Side], dict[type[m.Message], Phase]] = {
     (Phase.ACTIVE, _S): {m.Populate: Phase.POPULATING, m.Switchover: Phase.SWITCHING},
     (Phase.ACTIVE, _D): {m.RoundReceived: Phase.ACTIVE},
     (Phase.POPULATING, _D): {m.Populated: Phase.ACTIVE},
-    (Phase.SWITCHING, _D): {m.Ready: Phase.READY},
+    (Phase.SWITCHING, _D): {m.RoundReceived: Phase.SWITCHING, m.Ready: Phase.READY},
     (Phase.READY, _S): {m.PageDigests: Phase.READY, m.Handover: Phase.COMMITTED},
     (Phase.READY, _D): {m.DigestsCompared: Phase.READY},
     (Phase.COMMITTED, _D): {m.Resumed: Phase.POSTCOPY, m.Failure: Phase.OVER},

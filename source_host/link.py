@@ -8,13 +8,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from dataclasses import dataclass
 
 from pagefire.guest_workload.guest_config import GuestConfig
 from pagefire.guest_workload.linux.memfd import Mapping
 from pagefire.protocol import negotiation
 from pagefire.protocol.addresses import parse_address
 from pagefire.protocol.connection import Connection
-from pagefire.protocol.errors import LinkLost, PagefireError
+from pagefire.protocol.errors import LinkLost, PagefireError, PeerRefused
 from pagefire.protocol.messages import Accept, Hello, Offer, RoundReceived, Welcome
 from pagefire.protocol.pages import PAGE_BYTES, PageSet
 from pagefire.protocol.report import Clock, Round
@@ -26,6 +27,19 @@ from pagefire.protocol.transport.tasks import together
 from pagefire.source_host.options import MigrationOptions
 from pagefire.source_host.page_stream import PageStream, striped
 from pagefire.source_host.tracking import Collected
+
+#: How long a peer's last words are waited for once it has closed a connection; they were sent before.
+_LAST_WORDS_S = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class RoundBegun:
+    """A round under way: its number, `Link.sent_totals` and the time at its beginning, and what each stream's thread does."""
+
+    number: int
+    before: tuple[int, int, int]
+    began_s: float
+    sending: list[asyncio.Future[None]]
 
 
 class Link:
@@ -75,25 +89,43 @@ class Link:
         self.faults = await self._connect(Role.FAULT)
         await self._greet(self.faults, Role.FAULT, 0, welcome.session, welcome.secret)
 
-    async def send_round(self, to_send: Collected) -> Round:
-        """Send one set of pages on all connections and wait until the destination has them in memory; raises LinkLost.
+    def begin_round(self, to_send: Collected) -> RoundBegun:
+        """Begin to send one set of pages on all connections; the threads are at it when this returns."""
+        number = self.rounds_done + 1
+        before, began_s = self.sent_totals(), time.monotonic()
+        written = striped(to_send.written, len(self.streams))
+        holes = [to_send.holes] + [PageSet.empty()] * (len(self.streams) - 1)
+        sending = [
+            stream.begin_round(pages, zero, number)
+            for stream, pages, zero in zip(self.streams, written, holes, strict=True)
+        ]
+        return RoundBegun(number, before, began_s, sending)
+
+    async def end_round(self, begun: RoundBegun, timeout_s: float | None = None) -> Round:
+        """Wait until the destination has a round's pages in memory; raises LinkLost.
 
         The acknowledgement may overtake the news that the last byte has been handed to the socket: both are waited for.
         """
-        number = self.rounds_done + 1
-        before, began = self.sent_totals(), time.monotonic()
-        written = striped(to_send.written, len(self.streams))
-        holes = [to_send.holes] + [PageSet.empty()] * (len(self.streams) - 1)
-        sending = (
-            stream.send_round(pages, zero, number)
-            for stream, pages, zero in zip(self.streams, written, holes, strict=True)
-        )
-        received = await together(self.control.expect(RoundReceived), *sending)
-        if received.round != number:
-            raise LinkLost("the destination acknowledged another round", f"{received.round}, not {number}")
-        self.rounds_done = number
-        pages, zero_pages, wire_bytes = (now - then for now, then in zip(self.sent_totals(), before, strict=True))
-        return Round(number, pages, zero_pages, wire_bytes, time.monotonic() - began, 0)
+        sending = (stream.end_round(one) for stream, one in zip(self.streams, begun.sending, strict=True))
+        try:
+            received = await together(self.control.expect(RoundReceived, timeout_s), *sending)
+        except LinkLost as lost:
+            await self._raise_in_the_peers_words()
+            raise lost
+        if received.round != begun.number:
+            raise LinkLost("the destination acknowledged another round", f"{received.round}, not {begun.number}")
+        self.rounds_done = begun.number
+        pages, zero_pages, wire_bytes = (now - then for now, then in zip(self.sent_totals(), begun.before, strict=True))
+        return Round(begun.number, pages, zero_pages, wire_bytes, time.monotonic() - begun.began_s, 0)
+
+    async def _raise_in_the_peers_words(self) -> None:
+        """A page connection broke: if the peer ended it, why stands on the control connection, said before it closed any."""
+        try:
+            await self.control.expect(RoundReceived, _LAST_WORDS_S)
+        except PeerRefused:
+            raise
+        except PagefireError:
+            return
 
     def sent_totals(self) -> tuple[int, int, int]:
         """Give the pages, the zero pages among them and the bytes that the page connections have sent so far."""

@@ -43,9 +43,10 @@ from pagefire.protocol.report import Bitmap, MigrationReport, Percentiles, Postc
 from pagefire.protocol.state import Status
 from pagefire.protocol.transport.points import Points
 from pagefire.protocol.transport.tasks import beside, in_thread
-from pagefire.source_host import convergence, postcopy
+from pagefire.source_host import convergence, hot_pages, postcopy
 from pagefire.source_host.accounting import Accounting
-from pagefire.source_host.link import Link
+from pagefire.source_host.hot_pages import HotPages
+from pagefire.source_host.link import Link, RoundBegun
 from pagefire.source_host.options import MigrationOptions
 from pagefire.source_host.page_fire_tracker import PageFireTracker
 from pagefire.source_host.pagemap_tracker import PagemapTracker
@@ -86,7 +87,8 @@ class OutgoingMigration:
         self._tracker: DirtyTracker | None = None
         self._sent = PageSet.empty()
         self._unsent = NOTHING
-        self._recent = PageSet.empty()
+        self._last_written = PageSet.empty()
+        self._hot = HotPages()
         self._relinquished = False
         self._stun = Stun()
         self._guest_died = asyncio.Event()
@@ -111,7 +113,7 @@ class OutgoingMigration:
             await self._negotiate()
             pages = await self._begin_tracing()
             await self._precopy(pages)
-            await self._switch_over(pages)
+            await self._switch_over(pages, await self._approach())
             self._relinquish()
             await self._hand_over()
             await self._become_resident()
@@ -174,7 +176,7 @@ class OutgoingMigration:
         began = time.monotonic()
         self._unsent = Collected(pages, PageSet.empty())
         while True:
-            done = await self._send_round(self._unsent)
+            done = await self._round_done(self._begin_round(self._unsent), self._unsent.written.pages)
             self._unsent = self._known_to_destination(await in_thread(self._tracker.collect_and_clear))
             done.dirty_pages_after = self._unsent.written.pages
             self.report.rounds.append(done)
@@ -196,17 +198,19 @@ class OutgoingMigration:
         if verdict.then == "postcopy" and self.options.mode == "precopy":
             self.options = replace(self.options, mode="hybrid")
 
-    async def _send_round(self, to_send: Collected) -> Round:
-        self.progress.round, self.progress.remaining_pages = self._link.rounds_done + 1, to_send.written.pages
-        done = await beside(self._link.send_round(to_send), self._watch(), self._follow_round(to_send.written.pages))
+    def _begin_round(self, to_send: Collected) -> RoundBegun:
+        begun = self._link.begin_round(to_send)
+        self.progress.round, self.progress.remaining_pages = begun.number, to_send.written.pages
         self._sent |= to_send.written
-        return done
+        return begun
 
-    async def _follow_round(self, pages: int) -> None:
-        before = self._link.sent_totals()
+    async def _round_done(self, begun: RoundBegun, pages: int, timeout_s: float | None = None) -> Round:
+        return await beside(self._link.end_round(begun, timeout_s), self._watch(), self._follow_round(begun, pages))
+
+    async def _follow_round(self, begun: RoundBegun, pages: int) -> None:
         while True:
             sent_pages, _, self.progress.sent_bytes = (
-                now - then for now, then in zip(self._link.sent_totals(), before, strict=True)
+                now - then for now, then in zip(self._link.sent_totals(), begun.before, strict=True)
             )
             self._emit({"event": "progress", "round": self.progress.round, "pages": pages, "sent_pages": sent_pages})
             await asyncio.sleep(0.1)
@@ -215,43 +219,70 @@ class OutgoingMigration:
         """Leave out holes of which the destination never had contents: they are zero there already."""
         return Collected(collected.written, collected.holes & self._sent if collected.holes else collected.holes)
 
+    async def _approach(self) -> Collected:
+        """Collect some more, shortly before the stun: the last scan then finds little, and what is found each time is hot.
+
+        Gives the last collection as it is: what time it takes to look at it, the guest goes on writing. Only where pages move after
+        the resume; elsewhere all of them go during the stun anyway.
+        """
+        late = NOTHING
+        if self.options.mode == "hybrid" and self._tracker is not None:
+            for _ in range(hot_pages.WINDOWS):
+                self._take_in(late)
+                self._rehearse()
+                await asyncio.sleep(hot_pages.WINDOW_S)
+                late = self._tracker.collect_and_clear()
+        return late
+
+    def _rehearse(self) -> None:
+        """Compute once for nothing what the stun computes: code and memory that are cold cost it several times as much."""
+        self._divided(self._unsent)
+        encode_bitmap(self.options.bitmap, self._unsent.written, pages_of(self._guest.memory.size_bytes))
+
+    def _take_in(self, late: Collected) -> None:
+        if late:
+            late = self._known_to_destination(late)
+            self._unsent |= late
+            self._hot.note(late.written)
+
     # -- the stun ------------------------------------------------------------------------------------------------------------
 
-    async def _switch_over(self, pages: PageSet) -> None:
+    async def _switch_over(self, pages: PageSet, late: Collected) -> None:
         """Stop the guest and bring the destination to where it could run it. Nothing in here that could be done before or after."""
         stun, control = self._stun, self._guest.control
         self._note("device")
         self.status = Status.DEVICE
         await self._points.reached("pausing")
         stun.pause_ns = control.request_pause()
+        self._take_in(late)
         await self._quiesce()
         stun.mark("parked")
-        left = await self._final_scan(pages)
+        at_once, later = self._divided(await self._final_scan(pages))
+        last_round = self._begin_round(at_once) if at_once else None
         stun.mark("scanned")
-        if self.options.mode in ("precopy", "stop-and-copy"):
-            # The last pages must be there before the guest may run: the acknowledgement of this round is the drain.
-            await self._send_round(left)
-            left = NOTHING
-        stun.mark("drained")
-        self.remaining = stun.remaining = left.written | left.holes
+        self.remaining = stun.remaining = later.written | later.holes
         total_pages = pages_of(self._guest.memory.size_bytes)
         coded = encode_bitmap(self.options.bitmap, stun.remaining, total_pages)
         stun.mark("coded")
         registers = control.checkpoint_registers()
         stun.last_commits_ns = control.last_commits_ns()
         stun.commits = control.commits_by_vcpu().tolist()
-        await self._link.control.send(
-            Switchover(
-                registers_bytes=len(registers),
-                bitmap_form=self.options.bitmap,
-                remaining_pages=stun.remaining.pages,
-                commits=stun.commits,
-                last_round=self._link.rounds_done,
-                stop_at=control.stop_at,
-            ),
-            registers + coded,
+        switchover = Switchover(
+            registers_bytes=len(registers),
+            bitmap_form=self.options.bitmap,
+            remaining_pages=stun.remaining.pages,
+            commits=stun.commits,
+            last_round=last_round.number if last_round else self._link.rounds_done,
+            hot=at_once.written if later else PageSet.empty(),
+            stop_at=control.stop_at,
         )
+        # The destination waits for the last round's marker before it is READY (the drain): the two need no order here, and a round
+        # trip is saved.
+        await self._link.control.send(switchover, registers + coded)
         stun.mark("sent")
+        if last_round:
+            timeout_s = self.options.switchover_timeout_s if later else None
+            await self._round_done(last_round, at_once.written.pages, timeout_s)
         stun.ready = await beside(self._link.control.expect(Ready, self.options.switchover_timeout_s), self._watch())
         stun.mark("ready")
         if self.options.verify:
@@ -262,7 +293,7 @@ class OutgoingMigration:
             raw_bytes=raw_bytes(total_pages),
             compacted_bytes=len(coded),
             pages=stun.remaining.pages,
-            encode_s=(stun.coded_ns - stun.drained_ns) / 1e9,
+            encode_s=(stun.coded_ns - stun.scanned_ns) / 1e9,
             decode_s=stun.ready.decode_s,
         )
 
@@ -286,10 +317,17 @@ class OutgoingMigration:
         """
         if self._tracker is not None:
             last = self._known_to_destination(self._tracker.collect_last())
-            self._recent = last.written
+            self._last_written = last.written
             return self._unsent | last
         memory = self._guest.memory
         return Collected(await in_thread(data_extents, memory.fd, 0, memory.size_bytes), PageSet.empty())
+
+    def _divided(self, left: Collected) -> tuple[Collected, Collected]:
+        """Divide what the destination lacks into what goes during the stun and what may follow after the resume."""
+        if self.options.mode in ("precopy", "stop-and-copy"):
+            return left, NOTHING
+        hot = self._hot.choose(self._last_written) - left.holes
+        return Collected(hot, PageSet.empty()), Collected(left.written - hot, left.holes)
 
     async def _verify(self, pages: PageSet) -> None:
         """Compare digests of every page that the destination claims to have; raises when one differs, and the guest stays here."""
@@ -341,7 +379,7 @@ class OutgoingMigration:
         remaining = postcopy.Remaining(self.remaining)
         resident = await beside(
             self._link.control.expect(Resident),
-            postcopy.push(remaining, self._recent, self._link.streams),
+            postcopy.push(remaining, self._hot.recent, self._link.streams),
             postcopy.serve_faults(remaining, self._link.faults, self._guest.memory),
             self._follow(remaining),
         )

@@ -52,11 +52,18 @@ class PageStream:
     def sock(self) -> socket.socket:
         return self._sock
 
-    async def send_round(self, written: PageSet, holes: PageSet, round_number: int) -> None:
-        """Send these pages and then the round's marker; raises LinkLost. A cancellation aborts the stream."""
+    def begin_round(self, written: PageSet, holes: PageSet, round_number: int) -> asyncio.Future[None]:
+        """Let the thread send these pages and then the round's marker, from now on; `end_round` awaits it."""
+        loop = asyncio.get_running_loop()
+        begun = loop.run_in_executor(self._executor, self._send_round, written, holes, round_number)
+        # Where the migration fails before the round is awaited, nobody asks how it ended.
+        begun.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+        return begun
+
+    async def end_round(self, begun: asyncio.Future[None]) -> None:
+        """Wait until all of a round has been handed to the socket; raises LinkLost. A cancellation aborts the stream."""
         try:
-            loop = asyncio.get_running_loop()
-            await asyncio.shield(loop.run_in_executor(self._executor, self._send_round, written, holes, round_number))
+            await asyncio.shield(begun)
         except asyncio.CancelledError:
             await self.abort()
             raise

@@ -36,25 +36,26 @@ GRACE_S = 0.02
 class Remaining:
     """The pages that the destination still needs; every method is safe in any thread.
 
-    Made while the guest waits for its first pages, so it costs one array of page numbers and nothing else.
+    Made while the guest waits for its first pages, so making it costs nothing a page: the flags are memory that is touched only
+    where a page is taken.
     """
 
     def __init__(self, pages: PageSet) -> None:
         self._pages = pages
-        self._numbers = pages.page_numbers()
-        self._left = np.ones(pages.pages, np.bool_)
+        self._first = int(pages.starts[0]) if pages else 0
+        self._taken = np.zeros(int(pages.stops[-1]) - self._first if pages else 0, np.bool_)
         self._batches: Iterator[PageSet] = iter(())
         self._lock = threading.Lock()
         self.count = pages.pages
         self.last_fetch_s = time.monotonic()
 
-    def fetch(self, wanted: PageSet) -> Int64s:
+    def fetch(self, wanted: PageSet) -> list[int]:
         """Remove what is `wanted` and still in the set; gives the pages of `wanted` that ever were in it, to be sent."""
         self.last_fetch_s = time.monotonic()
+        ours = [page for page in wanted.page_numbers().tolist() if page in self._pages]
         with self._lock:
-            places = self._places(wanted)
-            self._remove(places)
-        return self._numbers[places]
+            self._take(np.array(ours, np.int64))
+        return ours
 
     def begin_push(self, recent: PageSet) -> None:
         """Order the set for `take_next`: those that are `recent` first."""
@@ -65,25 +66,18 @@ class Remaining:
         """Remove the next pages to push; empty when nothing is left."""
         with self._lock:
             for batch in self._batches:
-                places = self._places(batch)
-                left = places[self._left[places]]
+                numbers = batch.page_numbers()
+                left = self._take(numbers)
                 if left.size:
-                    self._remove(left)
-                    return batch if left.size == batch.pages else PageSet.of_pages(self._numbers[left])
+                    return batch if left.size == numbers.size else PageSet.of_pages(left)
             return PageSet.empty()
 
-    def _places(self, wanted: PageSet) -> Int64s:
-        """Find where in the array those of `wanted` stand that were ever in the set."""
-        numbers = wanted.page_numbers()
-        places = np.searchsorted(self._numbers, numbers)
-        inside = places < self._numbers.size
-        places, numbers = places[inside], numbers[inside]
-        found: Int64s = places[self._numbers[places] == numbers]
-        return found
-
-    def _remove(self, places: Int64s) -> None:
-        self.count -= int(self._left[places].sum())
-        self._left[places] = False
+    def _take(self, numbers: Int64s) -> Int64s:
+        """Remove those of some pages of the set that are still in it; gives them."""
+        left = numbers[~self._taken[numbers - self._first]]
+        self._taken[left - self._first] = True
+        self.count -= left.size
+        return left
 
 
 async def push(remaining: Remaining, recent: PageSet, streams: list[PageStream]) -> None:
@@ -108,7 +102,7 @@ async def serve_faults(remaining: Remaining, faults: FrameStream, memory: Mappin
     words = memory.array.view(np.uint64).reshape(-1, PAGE_BYTES // 8)
     while True:
         request = await faults.expect(Fetch)
-        for page in remaining.fetch(request.pages).tolist():
+        for page in remaining.fetch(request.pages):
             single = PageSet.span(page, page + 1)
             if words[page].any():
                 await faults.send(Pages(single), contents[page * PAGE_BYTES : (page + 1) * PAGE_BYTES])

@@ -24,7 +24,6 @@ class Stun:
     pause_ns: int = 0
     parked_ns: int = 0
     scanned_ns: int = 0
-    drained_ns: int = 0
     coded_ns: int = 0
     sent_ns: int = 0
     ready_ns: int = 0
@@ -53,16 +52,16 @@ class Stun:
         """Divide the downtime; see `DowntimeBreakdown` for what each part counts."""
         assert self.ready is not None
         assert self.resumed is not None
-        install_s = self.ready.decode_s + self.ready.install_s
+        install_s, drain_s = self.ready.decode_s + self.ready.install_s, self.ready.drain_s
         to_ready_s = (self.ready_ns - self.sent_ns) / 1e9
         to_handover_s = (self.resumed.handover_received_ns - self.verified_ns) / 1e9 - clock.offset_s
         return DowntimeBreakdown(
             quiesce_s=(self.parked_ns - self.pause_ns) / 1e9,
             final_scan_s=(self.scanned_ns - self.parked_ns) / 1e9,
-            drain_s=(self.drained_ns - self.scanned_ns) / 1e9,
-            bitmap_s=(self.coded_ns - self.drained_ns) / 1e9,
+            bitmap_s=(self.coded_ns - self.scanned_ns) / 1e9,
             checkpoint_s=(self.sent_ns - self.coded_ns) / 1e9,
-            transfer_s=to_ready_s - install_s + to_handover_s,
+            drain_s=drain_s,
+            transfer_s=to_ready_s - drain_s - install_s + to_handover_s,
             install_s=install_s,
             verify_s=(self.verified_ns - self.ready_ns) / 1e9,
             resume_s=(self.resumed.resumed_ns - self.resumed.handover_received_ns) / 1e9,

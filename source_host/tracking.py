@@ -23,6 +23,9 @@ class Collected:
     written: PageSet
     holes: PageSet
 
+    def __bool__(self) -> bool:
+        return bool(self.written or self.holes)
+
     def __or__(self, later: Collected) -> Collected:
         """Add a later collection; a page is what it was in the later one."""
         return Collected((self.written - later.holes) | later.written, (self.holes - later.written) | later.holes)

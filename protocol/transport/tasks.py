@@ -30,12 +30,15 @@ async def uninterrupted(awaitable: Awaitable[T]) -> T:
 
 
 async def together(main: Coroutine[Any, Any, T], *others: Coroutine[Any, Any, None]) -> T:
-    """Await all of them to the end; gives the result of `main`. The first error cancels the rest and is raised as it is."""
+    """Await all of them to the end; gives the result of `main`. The first error cancels the rest and is raised as it is.
+
+    Where several fail at once, that of `main` is raised.
+    """
     main_task = asyncio.create_task(main)
     tasks: set[asyncio.Task[Any]] = {main_task, *(asyncio.create_task(work) for work in others)}
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
-        for task in done:
+        for task in sorted(done, key=lambda task: task is not main_task):
             task.result()
         return main_task.result()
     finally:

@@ -56,7 +56,7 @@ def test_threads_share_the_claims() -> None:
             ledger.mark_received(fresh)
             claimed[seed] += fresh.page_numbers().tolist()
             ledger.request(first)
-            if ledger.count_published(fresh):
+            if ledger.count_published(fresh.pages):
                 last.append(True)
 
     threads = [threading.Thread(target=claim, args=(seed,)) for seed in range(6)]
@@ -74,10 +74,10 @@ def test_threads_share_the_claims() -> None:
 def test_nothing_published_completes_nothing() -> None:
     ledger = Ledger(PAGES)
     ledger.set_missing(PageSet.empty())
-    assert not ledger.count_published(PageSet.empty())
+    assert not ledger.count_published(0)
     ledger.set_missing(PageSet.span(0, 2))
-    assert not ledger.count_published(PageSet.span(0, 1))
-    assert ledger.count_published(PageSet.span(1, 2))
+    assert not ledger.count_published(1)
+    assert ledger.count_published(1)
 
 
 def test_a_page_is_requested_once_and_only_if_it_is_needed() -> None:

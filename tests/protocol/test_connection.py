@@ -26,6 +26,7 @@ MIGRATION: list[tuple[Side, type[m.Message], Phase]] = [
     (DESTINATION, m.RoundReceived, Phase.ACTIVE),
     (DESTINATION, m.RoundReceived, Phase.ACTIVE),
     (SOURCE, m.Switchover, Phase.SWITCHING),
+    (DESTINATION, m.RoundReceived, Phase.SWITCHING),
     (DESTINATION, m.Ready, Phase.READY),
     (SOURCE, m.PageDigests, Phase.READY),
     (DESTINATION, m.DigestsCompared, Phase.READY),
@@ -141,7 +142,7 @@ def test_pages_bring_exactly_their_contents(payload_bytes: int) -> None:
 
 @pytest.mark.parametrize("registers_bytes", [-1, 101])
 def test_registers_lie_inside_their_payload(registers_bytes: int) -> None:
-    message = m.Switchover(registers_bytes, "raw", 0, [], 0, 0)
+    message = m.Switchover(registers_bytes, "raw", 0, [], 0, PageSet.empty(), 0)
     refused_both_ways(Pair.at(Phase.ACTIVE), SOURCE, message, 100, "registers announced")
 
 
@@ -156,6 +157,8 @@ def test_a_frame_names_so_many_pages() -> None:
     refused_both_ways(Pair.streaming(Role.PAGES), SOURCE, m.Pages(beyond), beyond.size_bytes, "2049 pages")
     refused_both_ways(Pair.streaming(Role.FAULT), DESTINATION, m.Fetch(beyond), 0, "2049 pages")
     refused_both_ways(Pair.streaming(Role.FAULT), DESTINATION, m.Fetch(PageSet.span(0, 1 << 51)), 0, "pages")
+    switchover = m.Switchover(0, "raw", 0, [], 0, beyond, 0)
+    refused_both_ways(Pair.at(Phase.ACTIVE), SOURCE, switchover, 0, "2049 pages")
 
 
 def test_a_frame_names_so_many_runs() -> None:

@@ -161,7 +161,7 @@ def test_whole_numbers_are_minus_one_or_fit_64_bits(value: int) -> None:
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_fractions_are_finite(value: float) -> None:
     """A report is JSON, which has no such numbers, and a time that is not one would pass every limit."""
-    assert "no number" in refused(m.Ready.kind, msgpack.packb({"decode_s": value, "install_s": 1.0}))
+    assert "no number" in refused(m.Ready.kind, msgpack.packb({"decode_s": value, "drain_s": 0.0, "install_s": 1.0}))
 
 
 @pytest.mark.parametrize(

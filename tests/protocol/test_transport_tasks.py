@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from pagefire.protocol.errors import LinkLost
-from pagefire.protocol.transport.tasks import beside, in_thread, uninterrupted
+from pagefire.protocol.transport.tasks import beside, in_thread, together, uninterrupted
 
 
 @pytest.fixture(autouse=True)
@@ -174,3 +174,13 @@ async def test_uninterrupted_ends_with_its_work() -> None:
 
     with pytest.raises(asyncio.CancelledError):
         await asyncio.wait_for(uninterrupted(work()), 5)
+
+
+async def test_where_several_fail_at_once_the_main_one_is_raised() -> None:
+    async def fail(why: str) -> None:
+        await asyncio.sleep(0)
+        raise LookupError(why)
+
+    for _ in range(20):
+        with pytest.raises(LookupError, match="main"):
+            await together(fail("main"), fail("other"), fail("another"))

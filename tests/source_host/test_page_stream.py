@@ -169,7 +169,9 @@ async def test_an_abort_in_the_middle_ends_both_threads(make_memory: MemoryMaker
     async with PageLink(here, there) as link:
         # More than can be under way at once.
         here.array[::PAGE_BYTES] = 1
-        sending = asyncio.create_task(link.streams[0].send_round(PageSet.span(0, here.pages), NONE, 1))
+        sending = asyncio.create_task(
+            link.streams[0].end_round(link.streams[0].begin_round(PageSet.span(0, here.pages), NONE, 1))
+        )
         await eventually(lambda: link.streams[0].sent_bytes)
         sending.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -184,7 +186,9 @@ async def test_a_receiver_that_goes_away_is_a_lost_link(make_memory: MemoryMaker
     here, there = make_memory(64 * GRANULE_PAGES), make_memory(64 * GRANULE_PAGES)
     here.array[::PAGE_BYTES] = 1
     async with PageLink(here, there) as link:
-        sending = asyncio.create_task(link.streams[0].send_round(PageSet.span(0, here.pages), NONE, 1))
+        sending = asyncio.create_task(
+            link.streams[0].end_round(link.streams[0].begin_round(PageSet.span(0, here.pages), NONE, 1))
+        )
         await eventually(lambda: link.streams[0].sent_bytes)
         link.receivers[0]._sock.shutdown(2)
         with pytest.raises(LinkLost, match="a page connection broke"):

@@ -39,7 +39,7 @@ def test_each_page_leaves_once(named: set[int], recent: set[int], fetched: list[
     left = set(named)
     for wanted in fetched:
         # What has left the set is sent again if it is asked for; what was never in it is not.
-        assert set(remaining.fetch(PageSet.of_pages(list(wanted))).tolist()) == wanted & named
+        assert set(remaining.fetch(PageSet.of_pages(list(wanted)))) == wanted & named
         left -= wanted
         assert remaining.count == len(left)
     assert not remaining.take_next()
@@ -60,7 +60,7 @@ def test_a_push_takes_so_much_at_a_time() -> None:
 def test_many_threads_push_each_page_at_most_once() -> None:
     named = PageSet.of_pages(np.flatnonzero(np.random.default_rng(1).integers(0, 3, 60_000)))
     remaining = Remaining(named)
-    first = remaining.fetch(PageSet.span(0, 100)).tolist()
+    first = remaining.fetch(PageSet.span(0, 100))
     remaining.begin_push(PageSet.span(20_000, 21_000))
     pushed: list[list[int]] = [[] for _ in range(3)]
     fetched: list[set[int]] = [set() for _ in range(3)]
@@ -75,7 +75,7 @@ def test_many_threads_push_each_page_at_most_once() -> None:
         random = np.random.default_rng(seed)
         start.wait()
         for _ in range(400):
-            mine |= set(remaining.fetch(PageSet.of_pages(random.integers(0, 60_000, 20))).tolist())
+            mine |= set(remaining.fetch(PageSet.of_pages(random.integers(0, 60_000, 20))))
 
     threads = [threading.Thread(target=push, args=(mine,)) for mine in pushed]
     threads += [threading.Thread(target=fetch, args=(mine, seed)) for seed, mine in enumerate(fetched)]
@@ -100,7 +100,7 @@ def test_a_fetch_costs_itself_and_not_the_set() -> None:
     whole_s = time.perf_counter() - began
     began = time.perf_counter()
     for _ in range(10):
-        assert remaining.fetch(single).tolist() == [300]
+        assert remaining.fetch(single) == [300]
     assert time.perf_counter() - began < whole_s
 
 
