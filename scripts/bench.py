@@ -1,8 +1,11 @@
 """`pagefire bench`: a figure as a ratio to a reference taken in the same run, alternating, with median and spread.
 
 throughput: round 1 of a real migration (idle guest, every page distinct and incompressible) against the bare copier (copier.py).
-Free memory that lay idle is taken back by some hypervisors and costs several times as much when it is touched again, so before
-every measurement as much memory as it will take is touched and freed.
+
+Free memory that lay idle is taken back by some hypervisors (free page reporting, after 2 s) and costs several times as much when it
+is touched again. Which free page the kernel gives next cannot be told, so touching as much as will be needed does not help (0.5-0.9
+GB/s right afterwards, 1.2 the second time). So while a benchmark runs, a child holds all memory but what the benchmark needs, and
+before every measurement another touches and frees nearly all that is left.
 """
 
 from __future__ import annotations
@@ -12,9 +15,11 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+import psutil
 from rich.console import Console
 
 from pagefire.guest_workload.linux import memfd
@@ -27,21 +32,30 @@ from pagefire.source_host.options import MigrationOptions
 
 Json = dict[str, Any]
 
+#: What a measurement needs beside the ballast: two guests' memory and one to spare, two daemons, two guest processes.
+_NEEDED_TIMES = 3
+_NEEDED_BYTES = 1 << 30
+#: What is left alone when the rest is touched, so that nobody has to be killed for it.
+_UNTOUCHED_BYTES = 384 << 20
+
 
 def throughput(memory_bytes: int, streams: tuple[int, ...], repetitions: int, console: Console) -> Json:
     """Measure round 1 against the copier, cold and warm; gives {rows: [...]}, see the README for the fields."""
     source = memfd.Mapping(memfd.create("bench", memory_bytes))
+    ballast = Ballast(memory_bytes * _NEEDED_TIMES + _NEEDED_BYTES)
     try:
         _fill_distinct(source)
         rows = []
         for count in streams:
             for cold in (True, False):
-                pairs = []
-                for _ in range(repetitions):
-                    warm_pool(memory_bytes)
+                pairs, congestion = list[tuple[float, float]](), ""
+                for repetition in range(repetitions):
+                    # Whoever comes second finds the machine as the first one left it: each does so every other time.
+                    if repetition % 2:
+                        copier_bps = _copier(source, count, congestion, cold=cold)
                     round_bps, congestion = _round_one(memory_bytes, count, cold=cold)
-                    warm_pool(memory_bytes)
-                    copier_bps = _copier(source, count, congestion, cold=cold)
+                    if not repetition % 2:
+                        copier_bps = _copier(source, count, congestion, cold=cold)
                     pairs.append((round_bps, copier_bps))
                     console.print(
                         f"  streams={count} cold={cold}: round 1 {format_throughput(round_bps)}, copier "
@@ -49,6 +63,7 @@ def throughput(memory_bytes: int, streams: tuple[int, ...], repetitions: int, co
                     )
                 rows.append(_row(count, cold, pairs, congestion))
     finally:
+        ballast.release()
         source.close()
     return {"benchmark": "throughput", "memory_bytes": memory_bytes, "repetitions": repetitions, "rows": rows}
 
@@ -70,12 +85,20 @@ def _row(streams: int, cold: bool, pairs: list[tuple[float, float]], congestion:
 
 def _round_one(memory_bytes: int, streams: int, *, cold: bool) -> tuple[float, str]:
     """Migrate an idle guest; gives round 1's bytes per second and the congestion control of its connections."""
-    with Pair(["--memory", str(memory_bytes), "--workload", "idle", "--vcpus", "1"]) as pair:
-        warm_pool(memory_bytes)
+    with (
+        Pair(["--memory", str(memory_bytes), "--workload", "idle", "--vcpus", "1"]) as pair,
+        ThreadPoolExecutor(1) as background,
+    ):
         options = MigrationOptions(
             to=pair.destination, mode="precopy", streams=streams, populate=not cold, check=False, settle_s=0.0
         )
-        report = request(pair.source_socket, "migrate", **dataclasses.asdict(options))["report"]
+        # Held right before round 1: until the destination's shell has started, warm memory is cold again.
+        request(pair.source_socket, "point", action="hold", name="traced")
+        migration = background.submit(request, pair.source_socket, "migrate", **dataclasses.asdict(options))
+        request(pair.source_socket, "point", action="wait", name="traced")
+        warm_pool(_free_bytes() - _UNTOUCHED_BYTES)
+        request(pair.source_socket, "point", action="release", name="traced")
+        report = migration.result()["report"]
     first = report["rounds"][0]
     if first["wire_bytes"] < memory_bytes:
         raise PagefireError(
@@ -88,21 +111,57 @@ def _round_one(memory_bytes: int, streams: int, *, cold: bool) -> tuple[float, s
 def _copier(source: memfd.Mapping, streams: int, congestion: str, *, cold: bool) -> float:
     from pagefire.scripts.copier import copy
 
+    warm_pool(_free_bytes() - _UNTOUCHED_BYTES)
     return copy(source, streams, congestion.encode(), cold=cold)
 
 
 def warm_pool(size_bytes: int) -> None:
     """Touch and free that much memory, in a child, so that what is taken next is at hand."""
+    os.waitpid(_holding(size_bytes, lambda: None), 0)
+
+
+def _free_bytes() -> int:
+    return int(psutil.virtual_memory().free)
+
+
+class Ballast:
+    """A child that holds all free memory but `left_bytes`, from now until `release`."""
+
+    def __init__(self, left_bytes: int) -> None:
+        ours, theirs = os.pipe()
+        held_bytes = _free_bytes() - left_bytes
+
+        def hold() -> None:
+            # Ends with this process too, however that ends: then nobody has the other end any more.
+            os.close(theirs)
+            os.read(ours, 1)
+
+        self._child = _holding(held_bytes, hold)
+        os.close(ours)
+        self._release = theirs
+
+    def release(self) -> None:
+        os.close(self._release)
+        os.waitpid(self._child, 0)
+
+
+def _holding(size_bytes: int, until: Callable[[], None]) -> int:
+    """Fork a child that takes so much memory, returns from `until` and ends; gives its pid once the memory is taken."""
+    taken, tell = os.pipe()
     child = os.fork()
     if child == 0:
         try:
-            for _ in range(2):
-                memory = memfd.Mapping(memfd.create("warm", size_bytes))
-                memory.populate(0, size_bytes // PAGE_BYTES)
-                memory.close()
+            if size_bytes >= PAGE_BYTES:
+                memory = memfd.Mapping(memfd.create("held", size_bytes // PAGE_BYTES * PAGE_BYTES))
+                memory.populate(0, memory.pages)
+            os.close(tell)
+            until()
         finally:
             os._exit(0)
-    os.waitpid(child, 0)
+    os.close(tell)
+    os.read(taken, 1)
+    os.close(taken)
+    return child
 
 
 def _fill_distinct(memory: memfd.Mapping) -> None:
