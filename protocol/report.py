@@ -212,6 +212,7 @@ class MigrationReport:
     first commit of the last vCPU. stall_s: 10 ms buckets with less than half the baseline's commits, summed, from the pause to
     full residency. resident_after_s: resume until the last page is at the destination. wire_bytes: everything that the source
     sent for this migration, frames included, TCP/IP headers not. throughput_Bps: wire bytes of the pre-copy rounds over their time.
+    stun_pages: sent while the guest stood still, in no round and not after it (pre-copy: all that was left; hybrid: the hot ones).
     dirty_pages_per_s: pages written during the last pre-copy round over its time.
     """
 
@@ -237,6 +238,7 @@ class MigrationReport:
     downtime_breakdown: DowntimeBreakdown | None = None
     stop_reason: str = ""
     rounds: list[Round] = field(default_factory=list)
+    stun_pages: int = 0
     bitmap: Bitmap | None = None
     postcopy: Postcopy | None = None
     wire_bytes: int = 0

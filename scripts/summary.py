@@ -264,6 +264,7 @@ def _bitmap(report: Report) -> RenderableType:
         times_smaller = f"{sent_bytes / raw_bytes:.0%} of it"
     return _triples(
         [
+            ("sent in the stun", _words(report, "stun_pages", write=_pages), "what had to be there before the resume"),
             ("pages still missing", _words(bitmap, "pages", write=format_count), ""),
             ("raw", _words(bitmap, "raw_bytes", write=format_size), "one bit a page of the whole guest"),
             ("sent, compacted", _words(bitmap, "compacted_bytes", write=format_size), times_smaller),

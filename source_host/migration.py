@@ -259,6 +259,7 @@ class OutgoingMigration:
         stun.mark("parked")
         at_once, later = self._divided(await self._final_scan(pages))
         last_round = self._begin_round(at_once) if at_once else None
+        self.report.stun_pages = at_once.written.pages + at_once.holes.pages
         stun.mark("scanned")
         self.remaining = stun.remaining = later.written | later.holes
         total_pages = pages_of(self._guest.memory.size_bytes)
