@@ -42,7 +42,7 @@ _MAX_LEVELS = 12
 _MAX_DEPTH = 2
 _RUNS_PER_BYTE = 4
 
-#: Numbers looked at to choose a width: with four times as many, sets came out within a thousandth and took 1.5 times as long.
+#: Numbers looked at to choose a width: with four times as many, sets came out within a hundredth and took longer.
 _SAMPLE = 256
 #: So few numbers are coded on one level at the width of the largest: further levels would cost more time than they save bytes.
 _FEW = 32

@@ -169,7 +169,7 @@ def _sweep(a_starts: Int64s, a_stops: Int64s, b_starts: Int64s, b_stops: Int64s,
     if not a_starts.size and not b_starts.size:
         return PageSet.empty()
     # What happens at a boundary stands in two bits below its position. Runs lie in order, so this is a merge of two sorted
-    # sequences, which a stable sort does in one pass: 0.2 ms for 20,000 runs, 3 ms for an argsort of the four arrays.
+    # sequences, which a stable sort does in one pass (0.2 ms for 20,000 runs).
     boundaries = np.concatenate((_boundaries(a_starts, a_stops, 0), _boundaries(b_starts, b_stops, 2)))
     boundaries.sort(kind="stable")
     positions = boundaries >> 2
