@@ -154,13 +154,16 @@ def _holding(size_bytes: int, until: Callable[[], None]) -> int:
             if size_bytes >= PAGE_BYTES:
                 memory = memfd.Mapping(memfd.create("held", size_bytes // PAGE_BYTES * PAGE_BYTES))
                 memory.populate(0, memory.pages)
-            os.close(tell)
+            os.write(tell, b"!")
             until()
         finally:
             os._exit(0)
     os.close(tell)
-    os.read(taken, 1)
+    done = os.read(taken, 1)
     os.close(taken)
+    if not done:
+        os.waitpid(child, 0)
+        raise PagefireError(f"{format_size(size_bytes)} of memory could not be taken", "", "run it on an idle machine")
     return child
 
 

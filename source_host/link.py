@@ -15,7 +15,7 @@ from pagefire.guest_workload.linux.memfd import Mapping
 from pagefire.protocol import negotiation
 from pagefire.protocol.addresses import parse_address
 from pagefire.protocol.connection import Connection
-from pagefire.protocol.errors import LinkLost, PagefireError, PeerRefused
+from pagefire.protocol.errors import LinkLost, PagefireError, RemoteProtocolError
 from pagefire.protocol.messages import Accept, Hello, Offer, RoundReceived, Welcome
 from pagefire.protocol.pages import PAGE_BYTES, PageSet
 from pagefire.protocol.report import Clock, Round
@@ -102,30 +102,23 @@ class Link:
         return RoundBegun(number, before, began_s, sending)
 
     async def end_round(self, begun: RoundBegun, timeout_s: float | None = None) -> Round:
-        """Wait until the destination has a round's pages in memory; raises LinkLost.
+        """Wait until the destination has a round's pages in memory; raises LinkLost, and PeerRefused when the peer ended it.
 
         The acknowledgement may overtake the news that the last byte has been handed to the socket: both are waited for.
         """
         sending = (stream.end_round(one) for stream, one in zip(self.streams, begun.sending, strict=True))
         try:
             received = await together(self.control.expect(RoundReceived, timeout_s), *sending)
-        except LinkLost as lost:
-            await self._raise_in_the_peers_words()
-            raise lost
+        except LinkLost:
+            # Where the peer ended it, why stands on the control connection: said before it closed any.
+            with contextlib.suppress(LinkLost, RemoteProtocolError):
+                await self.control.expect(RoundReceived, _LAST_WORDS_S)
+            raise
         if received.round != begun.number:
             raise LinkLost("the destination acknowledged another round", f"{received.round}, not {begun.number}")
         self.rounds_done = begun.number
         pages, zero_pages, wire_bytes = (now - then for now, then in zip(self.sent_totals(), begun.before, strict=True))
         return Round(begun.number, pages, zero_pages, wire_bytes, time.monotonic() - begun.began_s, 0)
-
-    async def _raise_in_the_peers_words(self) -> None:
-        """A page connection broke: if the peer ended it, why stands on the control connection, said before it closed any."""
-        try:
-            await self.control.expect(RoundReceived, _LAST_WORDS_S)
-        except PeerRefused:
-            raise
-        except PagefireError:
-            return
 
     def sent_totals(self) -> tuple[int, int, int]:
         """Give the pages, the zero pages among them and the bytes that the page connections have sent so far."""

@@ -228,22 +228,23 @@ class OutgoingMigration:
         late = NOTHING
         if self.options.mode == "hybrid" and self._tracker is not None:
             for _ in range(hot_pages.WINDOWS):
-                self._take_in(late)
-                self._rehearse()
+                await in_thread(self._take_in, late)
+                await in_thread(self._rehearse)
                 await asyncio.sleep(hot_pages.WINDOW_S)
-                late = self._tracker.collect_and_clear()
+                late = await in_thread(self._tracker.collect_and_clear)
         return late
 
-    def _rehearse(self) -> None:
-        """Compute once for nothing what the stun computes: code and memory that are cold cost it several times as much."""
-        self._divided(self._unsent)
-        encode_bitmap(self.options.bitmap, self._unsent.written, pages_of(self._guest.memory.size_bytes))
-
     def _take_in(self, late: Collected) -> None:
+        """Add a late collection to what is unsent; a window in which nothing was written tells nothing."""
         if late:
             late = self._known_to_destination(late)
             self._unsent |= late
             self._hot.note(late.written)
+
+    def _rehearse(self) -> None:
+        """Compute once for nothing what the stun computes: it costs more where code and memory are cold."""
+        self._divided(self._unsent)
+        encode_bitmap(self.options.bitmap, self._unsent.written, pages_of(self._guest.memory.size_bytes))
 
     # -- the stun ------------------------------------------------------------------------------------------------------------
 

@@ -36,8 +36,7 @@ GRACE_S = 0.02
 class Remaining:
     """The pages that the destination still needs; every method is safe in any thread.
 
-    Made while the guest waits for its first pages, so making it costs nothing a page: the flags are memory that is touched only
-    where a page is taken.
+    Made while the guest waits for its first pages, so making it costs a cleared byte for each page of their span and nothing else.
     """
 
     def __init__(self, pages: PageSet) -> None:
