@@ -208,7 +208,8 @@ class MigrationReport:
     precopy_s: first round until the pause. downtime_s: pause request at the source until the destination lets its vCPUs run.
     stun_s: the guest's blackout, from the last commit of any vCPU at the source to the first of any at the destination, by the
     vCPUs' own clock readings; stun_error_s is the uncertainty that comparing two clocks adds. observer_stun_s: the same, seen by
-    a separate process that reads the commit counters of both ends; None across machines. all_running_s: pause request to the
+    a separate process that reads the commit counters of both ends; None across machines. stun_at_s: when that last commit was,
+    since the migrate request. all_running_s: pause request to the
     first commit of the last vCPU. stall_s: 10 ms buckets with less than half the baseline's commits, summed, from the pause to
     full residency. resident_after_s: resume until the last page is at the destination. wire_bytes: everything that the source
     sent for this migration, frames included, TCP/IP headers not. throughput_Bps: wire bytes of the pre-copy rounds over their time.
@@ -229,6 +230,7 @@ class MigrationReport:
     precopy_s: float | None = None
     downtime_s: float | None = None
     stun_s: float | None = None
+    stun_at_s: float | None = None
     observer_stun_s: float | None = None
     stun_error_s: float | None = None
     vcpu_stun_s: VcpuStun | None = None

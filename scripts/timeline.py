@@ -3,10 +3,10 @@
 Above, the whole of the timeline; below, 100 ms before and after the stun. Phases differ in lightness and hatching as well as in
 colour, so that a grey print and a colour-blind reader lose nothing.
 
-Facts: a bucket says how many commits fell into 10 ms, not when; the length of the stun is known to the microsecond (`stun_s`),
-its place only to a bucket. Consequence: the mark has the true length and lies where the buckets allow it, as near to the pause
-(setup_s + precopy_s) as they do. Nothing here measures; matplotlib is loaded on the first drawing only, because it takes half a
-second that `pagefire status` should not pay.
+Facts: a bucket says how many commits fell into 10 ms, not when; the vCPUs' own clock readings say to the microsecond when the stun
+began (`stun_at_s`) and how long it was (`stun_s`). So the mark is drawn from those, and the buckets have no part in it: an empty
+bucket beside it is one in which no transaction ended, and is not hidden. Nothing here measures; matplotlib is loaded on the first
+drawing only, because it takes half a second that `pagefire status` should not pay.
 """
 
 from __future__ import annotations
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 BUCKET_S = 0.01
 ZOOM_S = 0.1
 
-#: How far from the pause the stun's empty buckets are looked for, besides its own length.
-_SEARCH_S = 0.25
 #: Above the tallest bucket there is room for two rows: the phases' names, and below them the stun's length.
 _HEADROOM = 1.38
 _STUN_ROW = 0.8
@@ -115,31 +113,11 @@ def draw_timeline(report: Report, png_path: Path) -> None:
 
 
 def place_stun(report: Report) -> Span | None:
-    """Find where the stun lies: as long as stun_s, where the buckets are empty, as near to the pause as they allow.
-
-    None when the stun was not measured or there are no buckets.
-    """
-    stun_s, buckets = report.get("stun_s"), report.get("timeline") or []
-    if stun_s is None or not buckets:
+    """Give the stun as it was measured; None when it was not, or when there is nothing to lay it over."""
+    stun_s, at_s, buckets = report.get("stun_s"), report.get("stun_at_s"), report.get("timeline")
+    if stun_s is None or at_s is None or not buckets or not buckets[0]["t_s"] <= at_s < buckets[-1]["t_s"] + BUCKET_S:
         return None
-    pause_s = _pause_s(report)
-    nearby = [one for one in buckets if pause_s is None or abs(one["t_s"] - pause_s) <= stun_s + _SEARCH_S] or buckets
-    fewest = min(one["commits"] for one in nearby)
-    quietest = [list(group) for quiet, group in groupby(nearby, lambda one: one["commits"] == fewest) if quiet]
-    longest = max(quietest, key=len)
-    gap = Span(longest[0]["t_s"], longest[-1]["t_s"] + BUCKET_S)
-    # A stun that is longer than its empty buckets reaches into their neighbours; a shorter one lies within.
-    earliest_s, latest_s = sorted((gap.start_s, gap.end_s - stun_s))
-    start_s = min(max(earliest_s if pause_s is None else pause_s, earliest_s), latest_s)
-    return Span(start_s, start_s + stun_s)
-
-
-def _pause_s(report: Report) -> float | None:
-    setup_s, precopy_s = report.get("setup_s"), report.get("precopy_s")
-    if setup_s is not None and precopy_s is not None:
-        return float(setup_s + precopy_s)
-    stopped = (one["t_s"] for one in report["timeline"] if PHASE_LOOKS.get(one["phase"]) in (_SWITCHOVER, _POSTCOPY))
-    return next(stopped, None)
+    return Span(at_s, at_s + stun_s)
 
 
 def _phases(buckets: Sequence[Report]) -> Iterator[tuple[PhaseLook, Span]]:
@@ -187,7 +165,7 @@ def _draw_with_zoom(figure: Figure, report: Report, stun: Span) -> None:
     _label_axes(whole, "time since the migrate request (s)")
     whole.xaxis.tick_top()
     whole.xaxis.set_label_position("top")
-    _label_axes(zoomed, "time since the stun began (ms; its place is known to within a 10 ms bucket)")
+    _label_axes(zoomed, "time since the stun began (ms)")
     ticks_ms = _zoom_ticks_ms(stun)
     zoomed.set_xticks(
         [stun.start_s + tick / 1000 for tick in ticks_ms],

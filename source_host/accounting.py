@@ -114,6 +114,7 @@ class Accounting:
         report.stun_s, report.vcpu_stun_s, report.all_running_s = measurement.stuns(
             stun, aftermath, clock, self._baseline_gap_ns
         )
+        report.stun_at_s = measurement.stun_at_s(stun, instants)
         report.stun_error_s = clock.error_s
         report.cpu = Cpu(
             source_s=self._cpu_after[0] - self._cpu_before[0],

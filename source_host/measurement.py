@@ -104,6 +104,12 @@ def stall_s(commits: Commits, instants: Instants) -> float | None:
     return float((after < before.mean() / 2).sum()) * BUCKET_NS / 1e9
 
 
+def stun_at_s(stun: Stun, instants: Instants) -> float | None:
+    """Give when the guest's last commit at the source was, in seconds since the request; None when it had never committed."""
+    last_ns = int(stun.last_commits_ns.max(initial=0))
+    return (last_ns - instants.requested_ns) / 1e9 if last_ns else None
+
+
 def stuns(
     stun: Stun, aftermath: Aftermath, clock: Clock, baseline_gap_ns: int
 ) -> tuple[float | None, VcpuStun | None, float | None]:

@@ -46,6 +46,7 @@ def completed_report(*, stun_s: float = 0.0124, precopy_s: float = 2.4) -> Migra
         precopy_s=precopy_s,
         downtime_s=0.93 * stun_s,
         stun_s=stun_s,
+        stun_at_s=pause_s,
         observer_stun_s=1.02 * stun_s,
         stun_error_s=0.0,
         vcpu_stun_s=VcpuStun(1.01 * stun_s, 1.08 * stun_s, 1.08 * stun_s, 0.0011),

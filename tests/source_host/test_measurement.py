@@ -142,6 +142,13 @@ def test_the_blackout_is_from_the_last_commit_to_the_first() -> None:
     assert running_s == pytest.approx(0.006)
 
 
+def test_the_stun_begins_with_the_last_commit_of_any_vcpu() -> None:
+    instants = Instants(1_000_000_000, 1_000_000_000, 1_250_000_000, 1_260_000_000, 1_260_000_000)
+    assert measurement.stun_at_s(stun_of([1_240_000_000, 1_249_000_000], 1_250_000_000), instants) == pytest.approx(0.249)
+    assert measurement.stun_at_s(stun_of([0, 0], 1_250_000_000), instants) is None
+    assert measurement.stun_at_s(stun_of([], 1_250_000_000), instants) is None
+
+
 def test_a_measured_offset_is_taken_off() -> None:
     stun = stun_of([1_000_000_000], pause_ns=1_001_000_000)
     there = aftermath(first_commits_ns=[6_010_000_000])
