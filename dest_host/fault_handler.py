@@ -23,8 +23,9 @@ from pagefire.protocol.messages import Failure, Fetch, Pages, ZeroPages
 from pagefire.protocol.pages import PAGE_BYTES, PageSet
 from pagefire.protocol.transport.frame_stream import FrameStream, refusal
 
-#: Pages published together around one fault (64 KiB, as the kernel's own fault-around does).
-PUBLISH_WINDOW_PAGES = 16
+#: Pages published together around one fault. The kernel's own fault-around takes 16; here a fault costs 300 us of two processes'
+#: time, and each further page 0.2.
+PUBLISH_WINDOW_PAGES = 64
 
 
 class FaultHandler:
@@ -92,17 +93,18 @@ class FaultHandler:
         self._intake.note_wait(page, now)
         if self._ledger.request(page):
             self._to_fetch.put_nowait(page)
-        elif self._publish(page, 1):
-            # It arrived between the two looks: whoever published it may not have seen that somebody waits for it.
-            self._intake.settle_waits(page, page + 1)
+        else:
+            # It may have arrived between the two looks: whoever published it may not have seen that somebody waits for it.
+            self._publish(page, 1)
 
     def _publish(self, page: int, window_pages: int) -> bool:
         """Publish a page that is here, with its neighbours in the window; False when it is not here."""
         start, stop = self._ledger.publishable_around(page, window_pages)
         if start < stop:
-            self._publisher.publish(start, stop)
+            self._intake.publish(start, stop)
         elif self._ledger.is_zero(page):
             self._publisher.publish_zero(page)
+            self._intake.settle_waits(page, page + 1)
         else:
             return False
         return True

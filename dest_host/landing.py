@@ -16,8 +16,6 @@ import fcntl
 import os
 import socket
 
-import numpy as np
-
 from pagefire.dest_host.ledger import Ledger
 from pagefire.guest_workload.linux.memfd import Mapping
 from pagefire.protocol.errors import LinkLost
@@ -39,46 +37,38 @@ class Landing:
         self._bytes = memory.array.data
         self._pages = memory.array.reshape(-1, PAGE_BYTES)
         self._ledger = ledger
+        self._nowhere = memoryview(bytearray(PAGE_BYTES))
         self._pipe: tuple[int, int] | None = None
         self._pipe_bytes = 0
 
-    def fill(self, pages: PageSet) -> None:
-        """Read the contents of `pages` from the socket into memory; raises LinkLost, and pages may then be half-filled."""
+    def fill(self, pages: PageSet, unwanted: PageSet | None = None) -> None:
+        """Read the contents of `pages` from the socket into memory, those of `unwanted`, a part of them, to nowhere.
+
+        Raises LinkLost, and pages may then be half-filled.
+        """
+        wanted = pages - unwanted if unwanted else pages
         short: list[memoryview] = []
-        for start, stop in zip(pages.starts.tolist(), pages.stops.tolist(), strict=True):
+        for start, stop, keep in _in_order(wanted, unwanted or PageSet.empty()):
             first, end = start * PAGE_BYTES, stop * PAGE_BYTES
-            if stop - start < SPLICE_PAGES:
+            if not keep:
+                short += [self._nowhere] * (stop - start)
+            elif stop - start < SPLICE_PAGES or self._ledger.filled(start, stop):
                 short.append(self._bytes[first:end])
-                if len(short) == _RECEIVE_BUFFERS:
-                    self._receive(short)
-                    short = []
-                continue
-            self._receive(short)
-            short = []
-            if self._ledger.filled(start, stop):
-                self._receive([self._bytes[first:end]])
             else:
+                self._receive(short)
+                short = []
                 self._splice(first, end - first)
+            if len(short) >= _RECEIVE_BUFFERS:
+                self._receive(short)
+                short = []
         self._receive(short)
-        self._ledger.mark_filled(pages)
+        self._ledger.mark_filled(wanted)
 
     def zero(self, pages: PageSet) -> None:
         """Make `pages` read as zero. Only pages that have contents are written: a hole is zero already."""
         stale = self._ledger.filled_among(pages)
         for start, stop in zip(stale.starts.tolist(), stale.stops.tolist(), strict=True):
             self._pages[start:stop] = 0
-
-    def fill_some(self, pages: PageSet, wanted: PageSet) -> None:
-        """Read the contents of `pages` from the socket, and keep only those of `wanted`, a part of them."""
-        private = memoryview(bytearray(pages.size_bytes))
-        self._receive([private])
-        self.place(pages, private, wanted)
-
-    def place(self, pages: PageSet, contents: bytes | memoryview, wanted: PageSet) -> None:
-        """Copy those of the `contents` of `pages` into memory that are `wanted`."""
-        rows = np.searchsorted(pages.page_numbers(), wanted.page_numbers())
-        self._pages[wanted.page_numbers()] = np.frombuffer(contents, np.uint8).reshape(-1, PAGE_BYTES)[rows]
-        self._ledger.mark_filled(wanted)
 
     def place_page(self, page: int, contents: bytes) -> None:
         """Copy the contents of one page into memory; the ledger is the caller's to tell."""
@@ -93,7 +83,7 @@ class Landing:
     def _receive(self, buffers: list[memoryview]) -> None:
         try:
             while buffers:
-                count = self._sock.recvmsg_into(buffers, 0, socket.MSG_WAITALL)[0]
+                count = self._sock.recvmsg_into(buffers[:_RECEIVE_BUFFERS], 0, socket.MSG_WAITALL)[0]
                 if not count:
                     raise LinkLost("a page connection ended in the middle of a frame")
                 buffers = _after(buffers, count)
@@ -116,6 +106,16 @@ class Landing:
                     queued, offset = queued - moved, offset + moved
         except OSError as error:
             raise LinkLost("a page connection broke", error.strerror or str(error)) from error
+
+
+def _in_order(wanted: PageSet, unwanted: PageSet) -> list[tuple[int, int, bool]]:
+    """Give the runs of two sets that share no page as (start, stop, wanted), in ascending order."""
+    runs = [
+        (start, stop, keep)
+        for pages, keep in ((wanted, True), (unwanted, False))
+        for start, stop in zip(pages.starts.tolist(), pages.stops.tolist(), strict=True)
+    ]
+    return sorted(runs) if unwanted else runs
 
 
 def _after(buffers: list[memoryview], count: int) -> list[memoryview]:

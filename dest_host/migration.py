@@ -277,7 +277,7 @@ class IncomingMigration:
         self.guest.control.stop_at = switchover.stop_at
         self._intake.resume_begins(missing, lambda: loop.call_soon_threadsafe(self._complete.set))
         for start, stop in zip(switchover.hot.starts.tolist(), switchover.hot.stops.tolist(), strict=True):
-            self._publisher.publish(start, stop)
+            self._intake.publish(start, stop)
         self._faults.start()
         await self._control.send(Ready(decoded - began, drained - decoded, time.monotonic() - drained))
 
@@ -315,7 +315,10 @@ class IncomingMigration:
             landing = Landing(faults.sock, guest.memory, self._ledger)
             try:
                 await beside(
-                    self._completion(), self._faults.fetch(faults), self._faults.receive(faults, landing), self._watch()
+                    self._completion(),
+                    self._faults.fetch(faults),
+                    self._faults.receive(faults, landing),
+                    self._watch(),
                 )
             except LinkLost as lost:
                 await self._pause_postcopy(lost)

@@ -34,7 +34,7 @@ class PageSet:
     stops[i] < starts[i + 1]. Both are read-only.
     """
 
-    __slots__ = ("pages", "starts", "stops")
+    __slots__ = ("_run_ends", "pages", "starts", "stops")
 
     starts: Int64s
     stops: Int64s
@@ -51,6 +51,7 @@ class PageSet:
         first.flags.writeable = last.flags.writeable = False
         self.starts, self.stops = first, last
         self.pages = int((last - first).sum())
+        self._run_ends: Int64s | None = None
 
     @classmethod
     def empty(cls) -> PageSet:
@@ -127,32 +128,50 @@ class PageSet:
 
     def page_numbers(self) -> Int64s:
         """Expand the set to an ascending int64 array: 8 bytes a page, so only where the pages are few or needed singly."""
+        if len(self) == 1:
+            return np.arange(int(self.starts[0]), int(self.stops[0]))
         counts = self.counts
         offsets = np.arange(self.pages, dtype=np.int64)
         offsets += np.repeat(self.starts - (np.cumsum(counts) - counts), counts)
         return offsets
 
+    def index(self, first: int = 0) -> slice | Int64s:
+        """Give what selects the set's pages in an array whose entry 0 is page `first`: a slice where they are one run."""
+        if len(self) == 1:
+            return slice(int(self.starts[0]) - first, int(self.stops[0]) - first)
+        return self.page_numbers() - first if first else self.page_numbers()
+
+    def part(self, first: int, last: int) -> PageSet:
+        """Hold the pages from the first-th up to, not including, the last-th, counted from 0 in ascending order."""
+        last = min(last, self.pages)
+        if not 0 <= first < last:
+            return PageSet.empty()
+        ends = self._ends
+        run, last_run = int(ends.searchsorted(first, "right")), int(ends.searchsorted(last, "left"))
+        starts, stops = self.starts[run : last_run + 1].copy(), self.stops[run : last_run + 1].copy()
+        starts[0] = stops[0] - (int(ends[run]) - first)
+        stops[-1] -= int(ends[last_run]) - last
+        return PageSet(starts, stops)
+
     def batches(self, batch_pages: int, batch_runs: int | None = None) -> Iterator[PageSet]:
         """Cut the set, in ascending order, into sets of at most `batch_pages` pages and `batch_runs` runs."""
         if batch_pages < 1 or (batch_runs is not None and batch_runs < 1):
             raise ValueError("a batch holds at least one page and one run")
-        run, offset = 0, 0
-        ends = np.cumsum(self.counts)
-        while run < len(self):
-            before = int(ends[run - 1]) if run else 0
-            last = int(np.searchsorted(ends, before + offset + batch_pages, "left"))
+        first = 0
+        while first < self.pages:
+            last = first + batch_pages
             if batch_runs is not None:
-                last = min(last, run + batch_runs - 1)
-            last = min(last, len(self) - 1)
-            starts, stops = self.starts[run : last + 1].copy(), self.stops[run : last + 1].copy()
-            starts[0] += offset
-            excess = int((stops - starts).sum()) - batch_pages
-            if excess > 0:
-                stops[-1] -= excess
-                run, offset = last, int(stops[-1] - self.starts[last])
-            else:
-                run, offset = last + 1, 0
-            yield PageSet(starts, stops)
+                last_run = int(self._ends.searchsorted(first, "right")) + batch_runs - 1
+                last = min(last, int(self._ends[min(last_run, len(self) - 1)]))
+            yield self.part(first, last)
+            first = last
+
+    @property
+    def _ends(self) -> Int64s:
+        """Pages up to the end of each run, that run's included."""
+        if self._run_ends is None:
+            self._run_ends = np.cumsum(self.counts)
+        return self._run_ends
 
     def rounded(self, unit_pages: int, limit_pages: int) -> PageSet:
         """Widen every run to whole units of `unit_pages`, cut at `limit_pages`."""

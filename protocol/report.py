@@ -55,10 +55,10 @@ class DowntimeBreakdown:
     """Where downtime_s went; the parts add up to it but for the instants between them.
 
     quiesce_s: pause request until every vCPU is parked. final_scan_s: the last collection of dirty pages. bitmap_s: finding and
-    coding what the destination still needs. checkpoint_s: reading the registers and writing them, with the bitmap, to the socket.
-    drain_s: the destination, its bitmap decoded, waits for the last pages that must be there before the resume (pre-copy: all that
-    were left; hybrid: the few hot ones). transfer_s: from the checkpoint's departure to READY's arrival, less drain_s and
-    install_s, and from HANDOVER's departure to its arrival: the network, and both daemons waking up. install_s: the destination
+    coding what the destination still needs. checkpoint_s: reading the registers; ends when they are to be written, with the bitmap,
+    to the socket. drain_s: the destination, its bitmap decoded, waits for the last pages that must be there before the resume
+    (pre-copy: all that were left; hybrid: the few hot ones). transfer_s: from the checkpoint's end to READY's arrival, less drain_s
+    and install_s, and from HANDOVER's departure to its arrival: the network, and both daemons waking up. install_s: the destination
     decodes the bitmap, installs the registers and prepares its memory. verify_s: the comparison of digests that `--verify` asks
     for. resume_s: HANDOVER's arrival until the vCPUs are let run.
     """

@@ -37,7 +37,7 @@ _BREAKDOWN = (
     ("quiesce_s", "quiesce", "until every vCPU is parked"),
     ("final_scan_s", "final scan", "last collection of dirty pages"),
     ("bitmap_s", "bitmap", "found and coded"),
-    ("checkpoint_s", "checkpoint", "registers read and written out"),
+    ("checkpoint_s", "checkpoint", "registers read"),
     ("drain_s", "drain", "last pages that had to arrive"),
     ("transfer_s", "transfer", "network, and daemons waking up"),
     ("install_s", "install", "destination takes it in"),

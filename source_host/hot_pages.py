@@ -26,13 +26,10 @@ class HotPages:
     def __init__(self) -> None:
         self._always: PageSet | None = None
         self._chosen = PageSet.empty()
-        #: What the last of the windows wrote.
-        self.recent = PageSet.empty()
 
     def note(self, window: PageSet) -> None:
         """Take in the pages that the next window wrote."""
         self._always = window if self._always is None else self._always & window
-        self.recent = window
         self._chosen = next(self._always.batches(STEADY_PAGES), self._always) | run_ends(window)
 
     def choose(self, last: PageSet) -> PageSet:

@@ -106,7 +106,7 @@ class Link:
 
         The acknowledgement may overtake the news that the last byte has been handed to the socket: both are waited for.
         """
-        sending = (stream.end_round(one) for stream, one in zip(self.streams, begun.sending, strict=True))
+        sending = (stream.ended(one) for stream, one in zip(self.streams, begun.sending, strict=True))
         try:
             received = await together(self.control.expect(RoundReceived, timeout_s), *sending)
         except LinkLost:

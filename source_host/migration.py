@@ -42,7 +42,7 @@ from pagefire.protocol.pages import PageSet, pages_of
 from pagefire.protocol.report import Bitmap, MigrationReport, Percentiles, Postcopy, Round
 from pagefire.protocol.state import Status
 from pagefire.protocol.transport.points import Points
-from pagefire.protocol.transport.tasks import beside, in_thread
+from pagefire.protocol.transport.tasks import beside, in_thread, together
 from pagefire.source_host import convergence, hot_pages, postcopy
 from pagefire.source_host.accounting import Accounting
 from pagefire.source_host.hot_pages import HotPages
@@ -279,9 +279,9 @@ class OutgoingMigration:
             stop_at=control.stop_at,
         )
         # The destination waits for the last round's marker before it is READY (the drain): the two need no order here, and a round
-        # trip is saved.
-        await self._link.control.send(switchover, registers + coded)
+        # trip is saved. It may be at work before `send` returns, so the instant is taken before.
         stun.mark("sent")
+        await self._link.control.send(switchover, registers + coded)
         if last_round:
             timeout_s = self.options.switchover_timeout_s if later else None
             await self._round_done(last_round, at_once.written.pages, timeout_s)
@@ -380,8 +380,8 @@ class OutgoingMigration:
         await self._points.reached("resumed")
         remaining = postcopy.Remaining(self.remaining)
         resident = await beside(
-            self._link.control.expect(Resident),
-            postcopy.push(remaining, self._hot.recent, self._link.streams),
+            # The push has its end too: all pages may be there while a stream still sends what faults have brought meanwhile.
+            together(self._link.control.expect(Resident), postcopy.push(remaining, self._link.streams)),
             postcopy.serve_faults(remaining, self._link.faults, self._guest.memory),
             self._follow(remaining),
         )

@@ -14,7 +14,9 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import ParamSpec
 
 import numpy as np
 
@@ -24,11 +26,11 @@ from pagefire.protocol.errors import LinkLost
 from pagefire.protocol.messages import MAX_FRAME_PAGES, MAX_FRAME_RUNS, MAX_ZERO_PAGES, Pages, RoundEnd, ZeroPages
 from pagefire.protocol.pages import PAGE_BYTES, PageSet
 from pagefire.protocol.transport.frame_stream import close_socket
-from pagefire.protocol.transport.tasks import uninterrupted
 
 #: Runs of at least this many pages go by sendfile: below, its system call costs more than the copy that it saves.
 SENDFILE_PAGES = 16
 _WORDS = PAGE_BYTES // 8
+P = ParamSpec("P")
 
 
 class PageStream:
@@ -53,25 +55,20 @@ class PageStream:
         return self._sock
 
     def begin_round(self, written: PageSet, holes: PageSet, round_number: int) -> asyncio.Future[None]:
-        """Let the thread send these pages and then the round's marker, from now on; `end_round` awaits it."""
-        loop = asyncio.get_running_loop()
-        begun = loop.run_in_executor(self._executor, self._send_round, written, holes, round_number)
-        # Where the migration fails before the round is awaited, nobody asks how it ended.
-        begun.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
-        return begun
+        """Let the thread send these pages and then the round's marker, from now on; `ended` awaits it."""
+        return self._begin(self._send_round, written, holes, round_number)
 
-    async def end_round(self, begun: asyncio.Future[None]) -> None:
-        """Wait until all of a round has been handed to the socket; raises LinkLost. A cancellation aborts the stream."""
+    async def push(self, work: Callable[[PageStream], None]) -> None:
+        """Let the thread do `work`, which sends on this stream, to its end; raises LinkLost. A cancellation aborts the stream."""
+        await self.ended(self._begin(work, self))
+
+    async def ended(self, begun: asyncio.Future[None]) -> None:
+        """Wait until all that was begun has been handed to the socket; raises LinkLost. A cancellation aborts the stream."""
         try:
             await asyncio.shield(begun)
         except asyncio.CancelledError:
             await self.abort()
             raise
-
-    async def send_batch(self, pages: PageSet) -> None:
-        """Send these pages, without a marker; not to be interrupted."""
-        loop = asyncio.get_running_loop()
-        await uninterrupted(loop.run_in_executor(self._executor, self.send_pages, pages))
 
     async def abort(self) -> None:
         """Close the connection under the thread and wait until it has noticed."""
@@ -82,6 +79,12 @@ class PageStream:
         """Close a connection on which nothing is under way."""
         close_socket(self._sock)
         self._executor.shutdown(wait=False, cancel_futures=True)
+
+    def _begin(self, work: Callable[P, None], /, *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[None]:
+        begun = asyncio.wrap_future(self._executor.submit(work, *args, **kwargs))
+        # Where the migration fails before this is awaited, nobody asks how it ended.
+        begun.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+        return begun
 
     def _send_round(self, written: PageSet, holes: PageSet, round_number: int) -> None:
         for batch in holes.batches(MAX_ZERO_PAGES, MAX_FRAME_RUNS):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pagefire.dest_host.ledger import CLAIMED, FILLED, MISSING, RECEIVED, REQUESTED, Ledger, publishable
+from pagefire.dest_host.ledger import CLAIMED, FILLED, MISSING, PUBLISHED, RECEIVED, REQUESTED, Ledger, publishable
 from pagefire.protocol.pages import PageSet
 
 PAGES = 100
@@ -106,6 +106,7 @@ def test_what_may_be_published(kept: int) -> None:
 
 states = st.sampled_from(
     [0, FILLED, MISSING, FILLED | MISSING, MISSING | CLAIMED, FILLED | MISSING | CLAIMED, MISSING | REQUESTED,
+     FILLED | PUBLISHED, FILLED | MISSING | CLAIMED | RECEIVED | PUBLISHED,
      FILLED | MISSING | CLAIMED | RECEIVED, MISSING | CLAIMED | RECEIVED, FILLED | MISSING | CLAIMED | RECEIVED | REQUESTED]
 )  # fmt: skip
 
@@ -116,15 +117,32 @@ def test_the_run_around_a_page(chosen: list[int], page: int, window_pages: int) 
     ledger = Ledger(len(chosen))
     ledger.states[:] = chosen
     ready = publishable(ledger.states).tolist()
+    # Somebody waits for the page itself, shown or not; its neighbours are shown once.
+    new = [
+        one and (at == page or not state & PUBLISHED) for at, (one, state) in enumerate(zip(ready, chosen, strict=True))
+    ]
     first = page // window_pages * window_pages
     end = min(first + window_pages, len(chosen))
     start = stop = page
     if ready[page]:
-        while start > first and ready[start - 1]:
+        while start > first and new[start - 1]:
             start -= 1
-        while stop < end and ready[stop]:
+        while stop < end and new[stop]:
             stop += 1
     assert ledger.publishable_around(page, window_pages) == (start, stop)
+
+
+@given(st.lists(states, min_size=1, max_size=70), numbers)
+def test_what_is_left_to_publish(chosen: list[int], asked: set[int]) -> None:
+    ledger = Ledger(len(chosen))
+    ledger.states[:] = chosen
+    asked = {page for page in asked if page < len(chosen)}
+    ready = publishable(ledger.states)
+    expected = {page for page in asked if ready[page] and not chosen[page] & PUBLISHED}
+    assert as_set(ledger.unpublished(pages(asked))) == expected
+    for page in expected:
+        ledger.mark_published(page, page + 1)
+    assert not ledger.unpublished(pages(asked))
 
 
 @given(st.lists(states, min_size=1, max_size=20))

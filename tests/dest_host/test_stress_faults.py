@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,7 @@ from pagefire.guest_workload.linux import userfaultfd
 from pagefire.protocol.pages import PAGE_BYTES, PageSet
 from pagefire.protocol.transport.tasks import beside
 from pagefire.source_host import postcopy
+from pagefire.source_host.page_stream import PageStream
 from tests.conftest import MemoryMaker
 from tests.support.kernel import need_userfaultfd
 from tests.support.memory import contents
@@ -162,16 +164,14 @@ class Resumed:
     async def _push_after_a_while(self, remaining: postcopy.Remaining, link: PageLink) -> None:
         """Let faults have the first word; then push, in steps so small that faults keep coming in between."""
         await asyncio.sleep(0.005)
-        remaining.begin_push(self._pages(STALE))
 
-        async def drive(index: int) -> None:
-            while batch := remaining.take_next():
-                for part in batch.batches(int(self._random.integers(1, 100))):
-                    await link.streams[index].send_batch(part)
+        def drive(stream: PageStream, steps: np.random.Generator) -> None:
+            while batch := remaining.take_next(int(steps.integers(1, 100))):
+                stream.send_pages(batch)
 
         async with asyncio.TaskGroup() as group:
-            for index in range(len(link.streams)):
-                group.create_task(drive(index))
+            for stream, steps in zip(link.streams, self._random.spawn(len(link.streams)), strict=True):
+                group.create_task(stream.push(partial(drive, steps=steps)))
 
     def _judge(self, handler: FaultHandler, link: PageLink) -> None:
         told = self._user.ask("tell_stress", what="told")[0]

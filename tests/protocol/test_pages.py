@@ -76,6 +76,23 @@ def test_batches_cut_in_order_and_lose_nothing(chosen: set[int], batch_pages: in
     assert all(batch.pages == batch_pages or len(batch) == batch_runs for batch in batches[:-1])
 
 
+@given(numbers, st.integers(0, LIMIT), st.integers(0, LIMIT))
+def test_a_part_is_counted_in_order(chosen: set[int], first: int, last: int) -> None:
+    assert sorted(as_set(PageSet.of_pages(list(chosen)).part(first, last))) == sorted(chosen)[first:last]
+
+
+@given(numbers, st.integers(0, LIMIT))
+def test_an_index_selects_the_pages(chosen: set[int], first: int) -> None:
+    chosen = {page for page in chosen if page >= first}
+    every = np.arange(first, 2 * LIMIT)
+    assert every[PageSet.of_pages(list(chosen)).index(first)].tolist() == sorted(chosen)
+
+
+def test_an_index_of_one_run_copies_nothing() -> None:
+    every = np.arange(10)
+    assert np.shares_memory(every[PageSet.span(2, 5).index()], every)
+
+
 @pytest.mark.parametrize("limits", [(0,), (1, 0)])
 def test_a_batch_holds_something(limits: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="at least one"):

@@ -144,7 +144,9 @@ def test_the_blackout_is_from_the_last_commit_to_the_first() -> None:
 
 def test_the_stun_begins_with_the_last_commit_of_any_vcpu() -> None:
     instants = Instants(1_000_000_000, 1_000_000_000, 1_250_000_000, 1_260_000_000, 1_260_000_000)
-    assert measurement.stun_at_s(stun_of([1_240_000_000, 1_249_000_000], 1_250_000_000), instants) == pytest.approx(0.249)
+    assert measurement.stun_at_s(stun_of([1_240_000_000, 1_249_000_000], 1_250_000_000), instants) == pytest.approx(
+        0.249
+    )
     assert measurement.stun_at_s(stun_of([0, 0], 1_250_000_000), instants) is None
     assert measurement.stun_at_s(stun_of([], 1_250_000_000), instants) is None
 

@@ -170,8 +170,10 @@ async def test_an_abort_in_the_middle_ends_both_threads(make_memory: MemoryMaker
         # More than can be under way at once.
         here.array[::PAGE_BYTES] = 1
         sending = asyncio.create_task(
-            link.streams[0].end_round(link.streams[0].begin_round(PageSet.span(0, here.pages), NONE, 1))
+            link.streams[0].ended(link.streams[0].begin_round(PageSet.span(0, here.pages), NONE, 1))
         )
+        # A task that is cancelled before its first step never runs, and aborts nothing.
+        await asyncio.sleep(0)
         await eventually(lambda: link.streams[0].sent_bytes)
         sending.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -187,7 +189,7 @@ async def test_a_receiver_that_goes_away_is_a_lost_link(make_memory: MemoryMaker
     here.array[::PAGE_BYTES] = 1
     async with PageLink(here, there) as link:
         sending = asyncio.create_task(
-            link.streams[0].end_round(link.streams[0].begin_round(PageSet.span(0, here.pages), NONE, 1))
+            link.streams[0].ended(link.streams[0].begin_round(PageSet.span(0, here.pages), NONE, 1))
         )
         await eventually(lambda: link.streams[0].sent_bytes)
         link.receivers[0]._sock.shutdown(2)
@@ -199,7 +201,7 @@ async def test_pages_outside_the_memory_end_the_connection(make_memory: MemoryMa
     here, there = make_memory(100), make_memory(50)
     fill(here, PageSet.span(40, 60), 1)
     async with PageLink(here, there) as link:
-        await link.streams[0].send_batch(PageSet.span(40, 60))
+        await link.streams[0].push(lambda stream: stream.send_pages(PageSet.span(40, 60)))
         await eventually(lambda: link.ends)
     assert isinstance(link.ends[0], RemoteProtocolError)
     assert str(link.ends[0]) == "the peer sent a page outside the guest's memory: page 59."

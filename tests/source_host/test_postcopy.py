@@ -16,25 +16,26 @@ from pagefire.protocol.messages import Fetch, Pages, ZeroPages
 from pagefire.protocol.pages import PAGE_BYTES, PageSet
 from pagefire.protocol.transport.tasks import beside
 from pagefire.source_host import postcopy
-from pagefire.source_host.postcopy import PUSH_PAGES, Remaining
+from pagefire.source_host.postcopy import MAX_BATCH_PAGES, MIN_BATCH_PAGES, Remaining, next_batch_pages
 from tests.conftest import MemoryMaker
 from tests.support.memory import contents
 from tests.support.page_link import PageLink, fault_streams
 from tests.support.waiting import eventually
 
 NONE = PageSet.empty()
+AT_ONCE = 100
 numbers = st.sets(st.integers(0, 2000))
 
 
 def drain(remaining: Remaining) -> list[PageSet]:
     taken = []
-    while batch := remaining.take_next():
+    while batch := remaining.take_next(AT_ONCE):
         taken.append(batch)
     return taken
 
 
-@given(numbers, numbers, st.lists(st.sets(st.integers(0, 2100)), max_size=4))
-def test_each_page_leaves_once(named: set[int], recent: set[int], fetched: list[set[int]]) -> None:
+@given(numbers, st.lists(st.sets(st.integers(0, 2100)), max_size=4))
+def test_each_page_leaves_once(named: set[int], fetched: list[set[int]]) -> None:
     remaining = Remaining(PageSet.of_pages(list(named)))
     left = set(named)
     for wanted in fetched:
@@ -42,33 +43,43 @@ def test_each_page_leaves_once(named: set[int], recent: set[int], fetched: list[
         assert set(remaining.fetch(PageSet.of_pages(list(wanted)))) == wanted & named
         left -= wanted
         assert remaining.count == len(left)
-    assert not remaining.take_next()
-    remaining.begin_push(PageSet.of_pages(list(recent)))
     pushed = [page for batch in drain(remaining) for page in batch.page_numbers().tolist()]
-    assert sorted(pushed) == sorted(left)
+    assert pushed == sorted(left)
     assert remaining.count == 0
-    # What was written last goes first.
-    assert all(page in recent for page in pushed[: len(left & recent)])
 
 
 def test_a_push_takes_so_much_at_a_time() -> None:
-    remaining = Remaining(PageSet.span(10, 10 + 3 * PUSH_PAGES + 5))
-    remaining.begin_push(NONE)
-    assert [batch.pages for batch in drain(remaining)] == [PUSH_PAGES] * 3 + [5]
+    remaining = Remaining(PageSet.span(10, 10 + 3 * AT_ONCE + 5))
+    assert [batch.pages for batch in drain(remaining)] == [AT_ONCE] * 3 + [5]
+
+
+def test_what_a_fetch_took_is_left_out_of_its_batch() -> None:
+    remaining = Remaining(PageSet.span(0, 2 * AT_ONCE))
+    remaining.fetch(PageSet.of_runs([5, AT_ONCE], [7, 2 * AT_ONCE]))
+    assert drain(remaining) == [PageSet.of_runs([0, 7], [5, AT_ONCE])]
+
+
+def test_a_batch_is_what_the_link_moves_in_time() -> None:
+    assert next_batch_pages(1000, 0.002) == 1000
+    assert next_batch_pages(1000, 0.004) == 500
+    # A stream that swallows everything at once tells no speed: twice as many, not all.
+    assert next_batch_pages(400, 0.0) == 800
+    assert next_batch_pages(1, 0.0) == MIN_BATCH_PAGES
+    assert next_batch_pages(MAX_BATCH_PAGES, 1e-6) == MAX_BATCH_PAGES
+    assert next_batch_pages(MAX_BATCH_PAGES, 10.0) == MIN_BATCH_PAGES
 
 
 def test_many_threads_push_each_page_at_most_once() -> None:
     named = PageSet.of_pages(np.flatnonzero(np.random.default_rng(1).integers(0, 3, 60_000)))
     remaining = Remaining(named)
     first = remaining.fetch(PageSet.span(0, 100))
-    remaining.begin_push(PageSet.span(20_000, 21_000))
     pushed: list[list[int]] = [[] for _ in range(3)]
     fetched: list[set[int]] = [set() for _ in range(3)]
     start = threading.Barrier(6)
 
     def push(mine: list[int]) -> None:
         start.wait()
-        while batch := remaining.take_next():
+        while batch := remaining.take_next(AT_ONCE):
             mine += batch.page_numbers().tolist()
 
     def fetch(mine: set[int], seed: int) -> None:
@@ -143,9 +154,7 @@ async def test_every_fetch_is_answered_and_every_page_moves(make_memory: MemoryM
     async with PageLink(here, there, streams=2) as link:
         receiving = asyncio.create_task(receive())
         async with asyncio.timeout(30):
-            await beside(
-                fetch(), postcopy.push(remaining, NONE, link.streams), postcopy.serve_faults(remaining, ours, here)
-            )
+            await beside(fetch(), postcopy.push(remaining, link.streams), postcopy.serve_faults(remaining, ours, here))
             await link.send_round(NONE)
         receiving.cancel()
         pushed_pages = sum(stream.sent_pages for stream in link.streams)
