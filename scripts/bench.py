@@ -3,9 +3,9 @@
 throughput: round 1 of a real migration (idle guest, every page distinct and incompressible) against the bare copier (copier.py).
 
 Free memory that lay idle is taken back by some hypervisors (free page reporting, after 2 s) and costs several times as much when it
-is touched again. Which free page the kernel gives next cannot be told, so touching as much as will be needed does not help (0.5-0.9
-GB/s right afterwards, 1.2 the second time). So while a benchmark runs, a child holds all memory but what the benchmark needs, and
-before every measurement another touches and frees nearly all that is left.
+is touched again. So before every measurement a child touches and frees as much as it needs. Which free page the kernel gives next
+cannot be told, though, so that does not help much (0.5-0.9 GB/s right afterwards, 1.2 the second time). Where the machine is yours,
+`--hold-memory` lets a child hold all free memory but what the benchmark needs: then what is given next was touched just before.
 """
 
 from __future__ import annotations
@@ -39,10 +39,15 @@ _NEEDED_BYTES = 1 << 30
 _UNTOUCHED_BYTES = 384 << 20
 
 
-def throughput(memory_bytes: int, streams: tuple[int, ...], repetitions: int, console: Console) -> Json:
+def throughput(
+    memory_bytes: int, streams: tuple[int, ...], repetitions: int, console: Console, *, hold_memory: bool
+) -> Json:
     """Measure round 1 against the copier, cold and warm; gives {rows: [...]}, see the README for the fields."""
     source = memfd.Mapping(memfd.create("bench", memory_bytes))
-    ballast = Ballast(memory_bytes * _NEEDED_TIMES + _NEEDED_BYTES)
+    needed_bytes = memory_bytes * _NEEDED_TIMES + _NEEDED_BYTES
+    if hold_memory:
+        console.print(f"  all free memory but {format_size(needed_bytes)} is held until the end")
+    ballast = Ballast(_free_bytes() - needed_bytes if hold_memory else 0)
     try:
         _fill_distinct(source)
         rows = []
@@ -52,10 +57,10 @@ def throughput(memory_bytes: int, streams: tuple[int, ...], repetitions: int, co
                 for repetition in range(repetitions):
                     # Whoever comes second finds the machine as the first one left it: each does so every other time.
                     if repetition % 2:
-                        copier_bps = _copier(source, count, congestion, cold=cold)
-                    round_bps, congestion = _round_one(memory_bytes, count, cold=cold)
+                        copier_bps = _copier(source, count, congestion, needed_bytes, cold=cold)
+                    round_bps, congestion = _round_one(memory_bytes, count, needed_bytes, cold=cold)
                     if not repetition % 2:
-                        copier_bps = _copier(source, count, congestion, cold=cold)
+                        copier_bps = _copier(source, count, congestion, needed_bytes, cold=cold)
                     pairs.append((round_bps, copier_bps))
                     console.print(
                         f"  streams={count} cold={cold}: round 1 {format_throughput(round_bps)}, copier "
@@ -83,7 +88,7 @@ def _row(streams: int, cold: bool, pairs: list[tuple[float, float]], congestion:
     }
 
 
-def _round_one(memory_bytes: int, streams: int, *, cold: bool) -> tuple[float, str]:
+def _round_one(memory_bytes: int, streams: int, needed_bytes: int, *, cold: bool) -> tuple[float, str]:
     """Migrate an idle guest; gives round 1's bytes per second and the congestion control of its connections."""
     with (
         Pair(["--memory", str(memory_bytes), "--workload", "idle", "--vcpus", "1"]) as pair,
@@ -96,7 +101,7 @@ def _round_one(memory_bytes: int, streams: int, *, cold: bool) -> tuple[float, s
         request(pair.source_socket, "point", action="hold", name="traced")
         migration = background.submit(request, pair.source_socket, "migrate", **dataclasses.asdict(options))
         request(pair.source_socket, "point", action="wait", name="traced")
-        warm_pool(_free_bytes() - _UNTOUCHED_BYTES)
+        warm_pool(min(needed_bytes, _free_bytes() - _UNTOUCHED_BYTES))
         request(pair.source_socket, "point", action="release", name="traced")
         report = migration.result()["report"]
     first = report["rounds"][0]
@@ -108,10 +113,10 @@ def _round_one(memory_bytes: int, streams: int, *, cold: bool) -> tuple[float, s
     return first["wire_bytes"] / first["duration_s"], congestion
 
 
-def _copier(source: memfd.Mapping, streams: int, congestion: str, *, cold: bool) -> float:
+def _copier(source: memfd.Mapping, streams: int, congestion: str, needed_bytes: int, *, cold: bool) -> float:
     from pagefire.scripts.copier import copy
 
-    warm_pool(_free_bytes() - _UNTOUCHED_BYTES)
+    warm_pool(min(needed_bytes, _free_bytes() - _UNTOUCHED_BYTES))
     return copy(source, streams, congestion.encode(), cold=cold)
 
 
@@ -125,11 +130,10 @@ def _free_bytes() -> int:
 
 
 class Ballast:
-    """A child that holds all free memory but `left_bytes`, from now until `release`."""
+    """A child that holds so much memory, none below a page, from now until `release`."""
 
-    def __init__(self, left_bytes: int) -> None:
+    def __init__(self, held_bytes: int) -> None:
         ours, theirs = os.pipe()
-        held_bytes = _free_bytes() - left_bytes
 
         def hold() -> None:
             # Ends with this process too, however that ends: then nobody has the other end any more.

@@ -190,6 +190,13 @@ def bench(
         str, typer.Option("--streams", help="Page connections to measure, separated by commas.")
     ] = "1,2",
     repetitions: Annotated[int, typer.Option("--repetitions", help="Pairs of each case.")] = 5,
+    hold_memory: Annotated[
+        bool,
+        typer.Option(
+            "--hold-memory",
+            help="Hold all other free memory meanwhile: steadier figures on a virtual machine that is yours alone.",
+        ),
+    ] = False,
     json_file: o.JsonFile = None,
 ) -> None:
     """Measure a figure as a ratio to a reference taken in the same run."""
@@ -198,7 +205,7 @@ def bench(
     if benchmark not in BENCHMARKS:
         raise UsageError(f"no benchmark named {benchmark}", f"known are {', '.join(BENCHMARKS)}")
     counts = tuple(int(count) for count in streams.split(",") if count.isdigit())
-    result = BENCHMARKS[benchmark](parse_size(memory), counts, repetitions, _screen)
+    result = BENCHMARKS[benchmark](parse_size(memory), counts, repetitions, _screen, hold_memory=hold_memory)
     print_rows(result, _screen)
     if json_file is not None:
         _write_json(result, json_file)

@@ -97,7 +97,7 @@ def main() -> None:
         results["stun"] = stuns(9, console)
     if chosen.only in (None, "throughput"):
         console.print("Throughput of round 1 against the bare copier")
-        results["throughput"] = bench.throughput(_GIB, (1, 2), 7, console)
+        results["throughput"] = bench.throughput(_GIB, (1, 2), 7, console, hold_memory=True)
     if chosen.only in (None, "tests"):
         console.print("Tests at full counts")
         results["tests"] = soak_tests(chosen.pytest)

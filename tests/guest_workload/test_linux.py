@@ -124,3 +124,23 @@ def test_the_autogroup_is_optional() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, start_new_session=True
     )
     assert output.stdout.strip() in ("True", "False")
+
+
+def _policy_after_real_time(first: str = "") -> list[str]:
+    script = (
+        f"import os; from pagefire.guest_workload.linux import scheduling; {first}"
+        "print(scheduling.set_real_time(), os.sched_getscheduler(0) == os.SCHED_FIFO)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return done.stdout.split()
+
+
+def test_real_time_is_taken_where_it_is_allowed() -> None:
+    told, is_so = _policy_after_real_time()
+    assert told == is_so
+    assert told == "True" or os.geteuid() != 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root is missing: only root can become another user")
+def test_without_privilege_it_stays_an_ordinary_process() -> None:
+    assert _policy_after_real_time("os.setgroups([]); os.setuid(65534); ") == ["False", "False"]
