@@ -428,6 +428,9 @@ class OutgoingMigration:
         """The one way out of a failure; asks the owner word who has the guest, and raises."""
         if self.status is Status.COMPLETED:
             raise error
+        if isinstance(error, ProcessLookupError):
+            # The tracker asked the kernel about a process that is no more, before anybody had told us.
+            error = self._guest_ended()
         if self.relinquished:
             self._pause_postcopy(error)
         cancelled = isinstance(error, asyncio.CancelledError | Cancelled)
@@ -467,7 +470,10 @@ class OutgoingMigration:
 
     async def _watch(self) -> None:
         await self._guest_died.wait()
-        raise GuestError(f"the guest process {self._guest.pid} ended", "", "read its log")
+        raise self._guest_ended()
+
+    def _guest_ended(self) -> GuestError:
+        return GuestError(f"the guest process {self._guest.pid} ended", "", "read its log")
 
     def _note(self, phase: str) -> None:
         self._accounting.phase(phase)

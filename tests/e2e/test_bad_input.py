@@ -287,8 +287,11 @@ def test_the_guest_dies_while_nothing_happens() -> None:
         assert sorted(path.name for path in pair.directory.iterdir()) == ["dest.log", "source.log"]
 
 
-def test_the_guest_dies_during_pre_copy() -> None:
-    with HostPair(guest_arguments(vcpus=1)) as pair:
+@pytest.mark.parametrize(
+    "workload", ["adversary", "idle"], ids=["another round follows", "the last collections follow"]
+)
+def test_the_guest_dies_during_pre_copy(workload: str) -> None:
+    with HostPair(guest_arguments(workload=workload, vcpus=1)) as pair:
         with pair.held_at("round") as stands, pair.migrating() as migration:
             stands()
             kill(pair.on_source("guests")[pair.name]["guest_pid"])
