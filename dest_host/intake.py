@@ -20,8 +20,8 @@ from pagefire.protocol.pages import PAGE_BYTES, PageSet
 
 #: With arriving pages those of their aligned units that can be shown are shown: one request to the kernel for runs that lie close.
 #: Units of 4, 16 and 64 pages made no difference that three runs of three guests could tell. Nothing more is published ahead of a
-#: fault: to publish all present memory behind the push (0.8 us a page, 200 ms of a core for 1 GiB) took the two cores away from
-#: guest and push, and the guest stalled 0.32-0.50 s instead of 0.21-0.30 (six alternating pairs).
+#: fault: all present memory, published behind the push, cost 0.8 us a page (200 ms of one of two cores for 1 GiB), and the guest
+#: stalled 0.32-0.50 s instead of 0.21-0.30 (six alternating pairs).
 PUBLISH_UNIT_PAGES = 16
 
 _ZERO_PAGES_AT_ONCE = 1 << 16

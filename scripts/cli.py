@@ -204,7 +204,11 @@ def bench(
 
     if benchmark not in BENCHMARKS:
         raise UsageError(f"no benchmark named {benchmark}", f"known are {', '.join(BENCHMARKS)}")
-    counts = tuple(int(count) for count in streams.split(",") if count.isdigit())
+    counts = tuple(int(count) if count.isdigit() else 0 for count in streams.split(","))
+    if not all(1 <= count <= 16 for count in counts):
+        raise UsageError(f"--streams {streams!r} is no list of numbers from 1 to 16", "", "write --streams 1,2")
+    if repetitions < 1:
+        raise UsageError(f"{repetitions} repetitions measure nothing", "", "ask for --repetitions 1 or more")
     result = BENCHMARKS[benchmark](parse_size(memory), counts, repetitions, _screen, hold_memory=hold_memory)
     print_rows(result, _screen)
     if json_file is not None:

@@ -79,6 +79,8 @@ def assert_refused(pair: HostPair, *words: str, **options: object) -> PagefireEr
         (["migrate", "--to", "127.0.0.1:1"], ["no source daemon runs here", "pagefire source"]),
         (["migrate"], ["--to"]),
         (["status", "nobody"], ["no source daemon named nobody"]),
+        (["bench", "--streams", "1,x"], ["1,x", "--streams 1,2"]),
+        (["bench", "--repetitions", "0"], ["measure nothing", "--repetitions 1"]),
         (["sideways"], ["sideways"]),
     ],
     ids=lambda value: " ".join(value) if value and value[0] in ("source", "dest", "migrate", "status") else "",
