@@ -229,7 +229,12 @@ def migration_options(
 
 def cpus(given: str | None) -> tuple[int, ...]:
     """Parse a CPU list; empty when none was given."""
-    return parse_cpu_list(given) if given is not None else ()
+    if given is None:
+        return ()
+    asked, online = parse_cpu_list(given), Path("/sys/devices/system/cpu/online").read_text(encoding="ascii").strip()
+    if missing := sorted(set(asked) - set(parse_cpu_list(online))):
+        raise UsageError(f"there is no CPU {missing[0]} here", f"online are {online}", "name CPUs that are online")
+    return asked
 
 
 def guest_cpus(cpus_guest: str | None, cpus_of_its_daemon: str | None) -> tuple[int, ...]:

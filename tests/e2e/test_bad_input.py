@@ -72,6 +72,8 @@ def assert_refused(pair: HostPair, *words: str, **options: object) -> PagefireEr
         (["source", "--rate", "many/s"], ["many/s"]),
         (["source", "--name", "a/b"], ["'a/b'", "--name"]),
         (["source", "--cpus-guest", "0-"], ["0-"]),
+        (["source", "--cpus-guest", "0,4095"], ["there is no CPU 4095", "online are 0"]),
+        (["demo", "--cpus-dest", "4095"], ["there is no CPU 4095", "online are 0"]),
         (["dest", "--listen", "nowhere"], ["nowhere", "HOST:PORT"]),
         (["dest", "--max-guest-memory", "1b"], ["bits"]),
         (["migrate", "--to", "127.0.0.1:1", "--downtime-limit", "50"], ["50", "unit"]),
