@@ -10,11 +10,11 @@ SETUP := $(VENV)/.installed
 demo: setup  ## a guest migrates between two daemons on loopback, and the report is shown
 	$(RUN)/pagefire demo $(ARGS)
 
-quick: setup  ## the inner loop: style, types and the tests that start no process
+quick: setup  ## the inner loop: style, types and the tests that start no process, on every CPU (up to four)
 	$(RUN)/ruff check .
 	$(RUN)/ruff format --check .
 	$(RUN)/mypy
-	$(RUN)/pytest -q -m "not e2e and not soak" -x --hypothesis-profile=quick
+	$(RUN)/pytest -q -m "not e2e and not soak" -x --hypothesis-profile=quick --numprocesses auto --maxprocesses 4
 
 test: setup  ## everything, at short counts
 	$(RUN)/ruff check .
