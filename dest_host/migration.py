@@ -195,6 +195,7 @@ class IncomingMigration:
             workload=offer.workload,
             seed=offer.seed,
             rate=offer.rate,
+            backing=offer.backing,
             shell=True,
             cpus=self._limits.guest_cpus or None,
             user_workloads=self._limits.user_workloads,
@@ -352,6 +353,8 @@ class IncomingMigration:
         """Let the source free its copy, watch the guest for a while, tell how it fared."""
         self.status = Status.COMPLETED
         await self._control.expect(Released, PATIENCE_S)
+        if small := await in_thread(guest.give_back_huge_mappings):
+            log.warning("guest=%s granules_left_small=%d", self.name, small)
         cpu_dest_s, cpu_guest_s = cpu_seconds() - self._cpu_before_s, cpu_seconds(guest.pid)
         await asyncio.sleep(offer.settle_s)
         control = guest.control

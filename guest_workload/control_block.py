@@ -1,8 +1,8 @@
 """The control block: the one page of words through which a host steers its guest, and what the guest tells of itself.
 
 A memfd of its own, mapped by the guest, by its host's daemon and by an observer; it outlives the daemon. Little-endian, fixed
-offsets (below), versioned. Who writes what: the vCPUs write `parked` and their own blocks, and everything else is written by
-the one host that holds the guest, so no two writers share a word except `parked`.
+offsets (below), versioned. Who writes what: the vCPUs write their own blocks, and by atomic operations `parked`, `any_commit` and
+the last words of the errand; everything else is written by the one host that holds the guest.
 
 `run_state` and `parked` are the two halves of one aligned 64-bit word, and a vCPU leaves its park by compare-and-swap on the
 whole: (RUN, n) -> (RUN, n - 1). So a vCPU that is late in leaving a former park cannot start after a new pause request was made,
@@ -26,7 +26,7 @@ from pagefire.guest_workload.linux import futex, memfd
 from pagefire.protocol.errors import GuestError, UsageError
 
 MAGIC = b"PAGEFIRE"
-VERSION = 1
+VERSION = 2
 MAX_VCPUS = 256
 
 # Header: one page; what is polled, what is written on a pause and what is read now and then lie in different cache lines.
@@ -37,6 +37,7 @@ AT_VCPUS = 12  # u32
 AT_RUN_STATE = 64  # u32, low half of the park word
 AT_PARKED = 68  # u32, high half; a futex word that is woken when the last vCPU has parked
 AT_DOORBELL = 72  # u32, a futex word
+AT_CLAIMED = 76  # u32: who does the errand: nobody (0), one vCPU (its number + 1) or EVERY_VCPU
 AT_OWNER = 128  # u32
 AT_SESSION = 144  # 16 bytes
 AT_STOP_AT = 192  # u64 transactions per vCPU; 0: never
@@ -44,6 +45,20 @@ AT_INTERVAL = 200  # u64 ns between two transactions of a vCPU; 0: unpaced
 AT_THROTTLE = 208  # u64 ns that a vCPU sleeps after each 10 ms bucket; reserved for auto-converge
 AT_EPOCH = 216  # u64, how often the guest was resumed here
 AT_RESUMED = 224  # u64 ns
+AT_ANY_COMMIT = (
+    256  # u64 ns, when some vCPU last committed, give or take ANY_COMMIT_NS; written by whichever finds it older
+)
+
+# The errand: a list of like system calls for vCPUs to make (see `errand.py`). Words that its workers change lie apart.
+AT_ERRAND_FD = 320  # u32, in the guest process
+AT_ERRAND_REQUEST = 328  # u64, of ioctl
+AT_ERRAND_TABLE = 336  # u64, address of the packed arguments in the guest process
+AT_ERRAND_STRIDE = 344  # u64 bytes from one argument to the next
+AT_ERRAND_CALLS = 352  # u32
+AT_ERRAND_NEXT = 384  # u32, the next call that nobody has taken
+AT_ERRAND_DONE = 448  # u32, calls made; a futex word that is woken with the last
+AT_ERRAND_ERROR = 452  # u32, error number of a call that failed; 0: none
+AT_ERRAND_WORKERS = 456  # u32, vCPUs that are at it
 
 # One block a vCPU.
 AT_REGISTERS = 0  # 16 u64: two cache lines
@@ -52,10 +67,18 @@ AT_COMMITS = 136  # u64
 AT_LAST_COMMIT = 144  # u64 ns
 AT_FIRST_COMMIT = 152  # u64 ns
 AT_NEWEST_BUCKET = 160  # u64, number of the newest bucket; the ring holds it and the RING_BUCKETS - 1 before it
-AT_RING = 4096  # RING_BUCKETS pairs of u32: commits, longest gap in ns that ended in this bucket (saturating)
+AT_RING = 4096  # RING_BUCKETS x SLOT_BYTES; what a bucket says of gaps (u32, saturating) is of those that ended in it
+AT_SLOT_COMMITS = 0  # u32
+AT_SLOT_GAP = 4  # u32 ns, the longest between two commits of this vCPU
+AT_SLOT_GUEST_GAP = 8  # u32 ns, the longest without a commit of any vCPU that a commit of this one ended
+SLOT_BYTES = 16
 RING_BUCKETS = 32_768
 BUCKET_NS = 10_000_000
-BLOCK_BYTES = AT_RING + RING_BUCKETS * 8
+BLOCK_BYTES = AT_RING + RING_BUCKETS * SLOT_BYTES
+#: How much a guest gap may be told too long, and how short a one is not told at all: a word that every commit wrote would cost
+#: the vCPUs more than their transactions.
+ANY_COMMIT_NS = 100_000
+EVERY_VCPU = 0xFFFF_FFFF
 
 REGISTERS = 16
 REGISTER_BYTES = REGISTERS * 8
@@ -110,7 +133,7 @@ class ControlBlock:
         self._last_commits = self._column(AT_LAST_COMMIT, "<u8")
         self._first_commits = self._column(AT_FIRST_COMMIT, "<u8")
         self._newest_buckets = self._column(AT_NEWEST_BUCKET, "<u8")
-        self._ring = self._column(AT_RING, "<u4", RING_BUCKETS * 2)
+        self._ring = self._column(AT_RING, "<u4", RING_BUCKETS * SLOT_BYTES // 4)
 
     def _column(self, offset: int, kind: str, width: int = 1) -> npt.NDArray[Any]:
         """View the same field of every vCPU's block: [vcpus] or [vcpus, width]."""
@@ -163,13 +186,18 @@ class ControlBlock:
         """Where the header lies in this process."""
         return self._mapping.address
 
+    @property
+    def header(self) -> npt.NDArray[np.uint8]:
+        """View the header's bytes."""
+        return self._bytes
+
     def close(self) -> None:
         """Unmap and close; no array that came from here may be used afterwards."""
         self._mapping.close()
 
     # --- one writer: the host that holds the guest
 
-    def _ring_doorbell(self) -> None:
+    def ring_doorbell(self) -> None:
         """Make every sleeping vCPU look again. The increment comes after the change, the wake after the increment."""
         self._u32[AT_DOORBELL // 4] = (int(self._u32[AT_DOORBELL // 4]) + 1) & 0xFFFF_FFFF
         futex.wake(self._mapping.address + AT_DOORBELL)
@@ -203,7 +231,7 @@ class ControlBlock:
     @stop_at.setter
     def stop_at(self, transactions: int) -> None:
         self._u64[AT_STOP_AT // 8] = transactions
-        self._ring_doorbell()
+        self.ring_doorbell()
 
     @property
     def interval_ns(self) -> int:
@@ -213,7 +241,7 @@ class ControlBlock:
     @interval_ns.setter
     def interval_ns(self, interval_ns: int) -> None:
         self._u64[AT_INTERVAL // 8] = interval_ns
-        self._ring_doorbell()
+        self.ring_doorbell()
 
     @property
     def throttle_ns(self) -> int:
@@ -239,7 +267,7 @@ class ControlBlock:
         self._u32[AT_RUN_STATE // 4] = RunState.PAUSE
         # The wake is also the full barrier between this store and any later look at `parked`: without it the look could be
         # served before the store is visible, and see a vCPU parked that still finds RUN and leaves.
-        self._ring_doorbell()
+        self.ring_doorbell()
         return requested_ns
 
     def wait_parked(self, timeout_s: float | None) -> bool:
@@ -282,13 +310,13 @@ class ControlBlock:
         resumed_ns = now_ns()
         self._u64[AT_RESUMED // 8] = resumed_ns
         self._u32[AT_RUN_STATE // 4] = RunState.RUN
-        self._ring_doorbell()
+        self.ring_doorbell()
         return resumed_ns
 
     def request_exit(self) -> None:
         """End every vCPU's thread after its present transaction; there is no way back."""
         self._u32[AT_RUN_STATE // 4] = RunState.EXIT
-        self._ring_doorbell()
+        self.ring_doorbell()
 
     def checkpoint_registers(self) -> bytes:
         """Copy all registers: vcpus x 16 little-endian u64. A checkpoint only while all vCPUs are parked."""
@@ -335,8 +363,7 @@ class ControlBlock:
         The first bucket begins at since_ns rounded down to 10 ms. Buckets older than the ring (327 s) and those in which nothing
         happened are zero; the bucket of this moment is still filling.
         """
-        commits, _ = self._ring_window(since_ns, until_ns)
-        total: UInt64s = commits.sum(axis=0, dtype=np.uint64)
+        total: UInt64s = self._ring_window(AT_SLOT_COMMITS, since_ns, until_ns).sum(axis=0, dtype=np.uint64)
         return total
 
     def longest_gaps_ns(self, since_ns: int, until_ns: int) -> UInt64s:
@@ -344,20 +371,25 @@ class ControlBlock:
 
         A vCPU's first commit on a host ends no gap. A gap that has not ended is not seen: compare `last_commits_ns`.
         """
-        _, gaps = self._ring_window(since_ns, until_ns)
-        longest: UInt64s = gaps.max(axis=1, initial=0).astype(np.uint64)
+        longest: UInt64s = self._ring_window(AT_SLOT_GAP, since_ns, until_ns).max(axis=1, initial=0).astype(np.uint64)
         return longest
 
     def longest_gap_ns(self, since_ns: int, until_ns: int) -> int:
         """Find the longest gap of any vCPU; see `longest_gaps_ns`."""
         return int(self.longest_gaps_ns(since_ns, until_ns).max())
 
-    def _ring_window(self, since_ns: int, until_ns: int) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint32]]:
-        """Copy commits and gaps of a window, [vcpus, buckets] each, zero where the ring no longer or not yet holds the bucket."""
+    def longest_guest_gap_ns(self, since_ns: int, until_ns: int) -> int:
+        """Find the longest time in which no vCPU at all committed, of those that ended within the window.
+
+        Told too long by ANY_COMMIT_NS at most; 0: none that was longer than that.
+        """
+        return int(self._ring_window(AT_SLOT_GUEST_GAP, since_ns, until_ns).max(initial=0))
+
+    def _ring_window(self, field: int, since_ns: int, until_ns: int) -> npt.NDArray[np.uint32]:
+        """Copy one field of a window's slots, [vcpus, buckets], zero where the ring no longer or not yet holds the bucket."""
         numbers = np.arange(since_ns // BUCKET_NS, -(-until_ns // BUCKET_NS), dtype=np.int64)
-        slots = numbers % RING_BUCKETS * 2
+        slots = (numbers % RING_BUCKETS * SLOT_BYTES + field) // 4
         newest = self._newest_buckets.astype(np.int64)[:, None]
         held = (numbers <= newest) & (numbers > newest - RING_BUCKETS)
-        commits: npt.NDArray[np.uint32] = np.where(held, self._ring[:, slots], np.uint32(0))
-        gaps: npt.NDArray[np.uint32] = np.where(held, self._ring[:, slots + 1], np.uint32(0))
-        return commits, gaps
+        window: npt.NDArray[np.uint32] = np.where(held, self._ring[:, slots], np.uint32(0))
+        return window

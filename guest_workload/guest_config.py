@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -11,13 +12,21 @@ from pagefire.protocol.errors import UsageError
 MIN_RATE_PER_S = 0.001
 
 
+class Backing(enum.Enum):
+    """What maps guest memory: 4 KiB pages, or transparent huge pages (2 MiB) wherever a whole granule is there."""
+
+    SMALL = "4k"
+    THP = "thp"
+
+
 @dataclass(frozen=True, slots=True)
 class GuestConfig:
     """One guest's shape; the *_bytes and vcpus as in `Layout`.
 
-    `rate` is transactions per second of the whole guest, None for the workload's own pace. `stop_at` counts transactions of each
-    vCPU since birth, 0 for never. A `shell` has no content: it is ready to take a migrated guest. `user_workloads` are the names
-    beyond the built-in ones that this host's owner allows; a host fills it in itself and never takes it from a peer.
+    `backing` is a `Backing`. `rate` is transactions per second of the whole guest, None for the workload's own pace. `stop_at`
+    counts transactions of each vCPU since birth, 0 for never. A `shell` has no content: it is ready to take a migrated guest.
+    `user_workloads` are the names beyond the built-in ones that this host's owner allows; a host fills it in itself and never takes
+    it from a peer.
     """
 
     name: str
@@ -28,13 +37,20 @@ class GuestConfig:
     workload: str
     seed: int = 1
     rate: float | None = None
+    backing: str = Backing.SMALL.value
     shell: bool = False
     stop_at: int = 0
     cpus: tuple[int, ...] | None = None
     user_workloads: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuse a rate that cannot be, with a UsageError; `layout` refuses sizes."""
+        """Refuse a rate and a backing that cannot be, with a UsageError; `layout` refuses sizes."""
+        if self.backing not in (known := [one.value for one in Backing]):
+            raise UsageError(
+                f"a guest's memory cannot be backed by {self.backing}",
+                f"known are {', '.join(known)}",
+                "change --backing",
+            )
         if self.rate is not None and self.rate < MIN_RATE_PER_S:
             raise UsageError(
                 f"a guest cannot do {self.rate} transactions per second", "that is no rate", "change --rate"

@@ -22,7 +22,7 @@ from typing import Any
 
 from pagefire.guest_workload import channel
 from pagefire.guest_workload.control_block import ControlBlock
-from pagefire.guest_workload.guest_config import GuestConfig
+from pagefire.guest_workload.guest_config import Backing, GuestConfig
 from pagefire.guest_workload.linux import memfd
 from pagefire.protocol.errors import GuestError
 
@@ -157,6 +157,14 @@ class GuestProcess:
     def kept_fds(self, name: str) -> list[int]:
         """Get copies of what was left under a name ("uffd": the userfaultfd that the guest keeps); the caller owns them."""
         return self.request("kept_fds", name=name)[1]
+
+    def give_back_huge_mappings(self) -> int:
+        """Map the memory of a guest that is backed by huge pages by them again, after tracing or paging has split the mappings.
+
+        Gives the granules that could not be. Changes nothing for a guest that is backed by 4 KiB pages. To be called when no
+        userfaultfd is registered any more.
+        """
+        return int(self.request("collapse")[0]["left"]) if self.config.backing == Backing.THP.value else 0
 
     def check(self) -> CheckReport:
         """Run the workload's own check; GuestError unless the guest is parked. Every page must be here."""

@@ -1,4 +1,4 @@
-"""What a vCPU needs from libc without the GIL: the clock and futexes, as calls by symbol.
+"""What a vCPU needs from libc without the GIL: the clock, futexes and ioctl, as calls by symbol.
 
 By symbol, not by address, so that compiled code can be cached: an address holds for one process. The same words are handled from
 Python by `linux.futex`.
@@ -13,7 +13,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from pagefire.guest_workload.linux import futex
+from pagefire.guest_workload.linux import calls, futex
 
 _I32 = ir.IntType(32)
 _I64 = ir.IntType(64)
@@ -38,12 +38,31 @@ def clock_ns(_context: Any) -> Any:
     return types.uint64(), generate
 
 
-def _call_futex(builder: Any, address: Any, operation: int, value: Any, timeout: Any) -> Any:
+def _call_system(builder: Any, number: int, *arguments: Any) -> Any:
     # syscall() is variadic, but takes all of this in integer registers under both ABIs, so a plain prototype calls it right.
-    function_type = ir.FunctionType(_I64, [_I64, _I64, _I64, _I64, _TIMESPEC.as_pointer(), _I64, _I64])
+    function_type = ir.FunctionType(_I64, [_I64] * 7)
     function = cgutils.get_or_insert_function(builder.module, function_type, "syscall")  # type: ignore[no-untyped-call]
-    arguments = [_I64(futex.SYSCALL), address, _I64(operation), builder.zext(value, _I64), timeout, _I64(0), _I64(0)]
-    return builder.call(function, arguments)
+    padded = [_I64(number), *arguments, *[_I64(0)] * (6 - len(arguments))]
+    return builder.call(function, padded)
+
+
+def _call_futex(builder: Any, address: Any, operation: int, value: Any, timeout: Any) -> Any:
+    timeout_at = builder.ptrtoint(timeout, _I64)
+    return _call_system(builder, futex.SYSCALL, address, _I64(operation), builder.zext(value, _I64), timeout_at)
+
+
+@intrinsic
+def ioctl(_context: Any, fd: Any, request: Any, argument: Any) -> Any:
+    """Issue one ioctl whose argument lies at an address; gives the error number, 0 when it succeeded."""
+
+    def generate(_target: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        returned = _call_system(builder, calls.IOCTL_SYSCALL, builder.zext(arguments[0], _I64), *arguments[1:])
+        errno_type = ir.FunctionType(_I32.as_pointer(), [])
+        errno_at = cgutils.get_or_insert_function(builder.module, errno_type, "__errno_location")  # type: ignore[no-untyped-call]
+        errno = builder.load(builder.call(errno_at, []))
+        return builder.select(builder.icmp_signed("<", returned, _I64(0)), errno, _I32(0))
+
+    return types.uint32(types.uint32, types.uint64, types.uint64), generate
 
 
 @intrinsic

@@ -24,7 +24,7 @@ import psutil
 
 from pagefire.guest_workload import channel, jit_cache, registry
 from pagefire.guest_workload.control_block import ControlBlock
-from pagefire.guest_workload.guest_config import GuestConfig
+from pagefire.guest_workload.guest_config import Backing, GuestConfig
 from pagefire.guest_workload.layout import Layout
 from pagefire.guest_workload.linux import memfd, scheduling, userfaultfd
 from pagefire.protocol.errors import FeatureMissing, GuestError, PagefireError, UsageError
@@ -55,6 +55,9 @@ class Guest:
         self.workload: Workload = _load(config)
         self.workload.require(self.layout)
         self.memory = memfd.Mapping(memfd.create(f"guest-{config.name}"[:200], config.memory_bytes))
+        if config.backing == Backing.THP.value:
+            _require_huge_pages()
+            self.memory.prefer_huge()
         self.control = ControlBlock.create(config.vcpus)
         self.control.interval_ns = config.interval_ns(self.workload.interval_ns)
         self.control.stop_at = config.stop_at
@@ -92,6 +95,14 @@ def _require_room(config: GuestConfig) -> None:
         )
 
 
+def _require_huge_pages() -> None:
+    if not memfd.huge_pages_allowed():
+        raise FeatureMissing(
+            "this host has no transparent huge pages for guest memory",
+            f"{memfd.SHMEM_ENABLED} does not allow them: echo advise | sudo tee {memfd.SHMEM_ENABLED}",
+        )
+
+
 def _load(config: GuestConfig) -> Workload:
     allowed = set(config.user_workloads)
     registry.refuse_unknown(config.workload, allowed)
@@ -106,6 +117,8 @@ class Server:
         self._guest: Guest | None = None
         self._kept: dict[str, list[int]] = {}
         self._uffd = -1
+        self._errand_fd = -1
+        self._errand_table: memfd.Mapping | None = None
         self._operations: dict[str, Callable[[channel.Message, list[int]], Reply]] = {
             "configure": self._on_configure,
             "describe": self._on_describe,
@@ -113,6 +126,9 @@ class Server:
             "close_uffd": self._on_close_uffd,
             "keep_fds": self._on_keep_fds,
             "kept_fds": self._on_kept_fds,
+            "take_errand": self._on_take_errand,
+            "drop_errand": self._on_drop_errand,
+            "collapse": self._on_collapse,
             "check": self._on_check,
             "digest": self._on_digest,
         }
@@ -127,6 +143,7 @@ class Server:
                         return
                 except OSError as error:
                     print(f"host=lost error={error!r}", file=sys.stderr, flush=True)
+            self._drop_errand()
             if self._guest is None:
                 return  # its host died before there was a guest: nobody could ever find this process
 
@@ -218,6 +235,30 @@ class Server:
         name = str(request["name"])
         kept = [self._uffd] if name == "uffd" and self._uffd >= 0 else self._kept.get(name, [])
         return {}, list(kept)
+
+    def _on_take_errand(self, request: channel.Message, fds: list[int]) -> Reply:
+        """Hold what an errand needs: the descriptor of its calls, and the table of their arguments."""
+        self._running()
+        self._drop_errand()
+        self._errand_fd, table_fd = fds
+        self._errand_table = memfd.Mapping(table_fd)
+        return {"fd": self._errand_fd, "address": self._errand_table.address}, []
+
+    def _on_drop_errand(self, request: channel.Message, fds: list[int]) -> Reply:
+        self._drop_errand()
+        return {}, []
+
+    def _drop_errand(self) -> None:
+        """Let go of the errand, even in its middle when its host is gone: a call that is still made then fails, harmlessly."""
+        if self._errand_table is not None:
+            self._errand_table.close()
+            os.close(self._errand_fd)
+            self._errand_table, self._errand_fd = None, -1
+
+    def _on_collapse(self, request: channel.Message, fds: list[int]) -> Reply:
+        """Map all that is here by 2 MiB again; gives how many granules could not be."""
+        guest = self._running()
+        return {"left": guest.memory.collapse(memfd.data_extents(guest.memory.fd))}, []
 
     def _on_check(self, request: channel.Message, fds: list[int]) -> Reply:
         guest = self._running()

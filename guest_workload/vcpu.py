@@ -24,6 +24,7 @@ from pagefire.guest_workload.control_block import BLOCK_BYTES, HEADER_BYTES, Con
 from pagefire.guest_workload.layout import Layout
 from pagefire.guest_workload.linux import scheduling
 from pagefire.guest_workload.native import clock_ns, futex_wait, futex_wake_all
+from pagefire.guest_workload.vcpu_errand import do_errand, is_claimed
 from pagefire.guest_workload.workload import STEP_SIGNATURE, Bytes, Workload
 
 VCPU_NICE = 10
@@ -31,6 +32,7 @@ TIMER_SLACK_NS = 1_000
 
 _PAUSE, _RUN, _EXIT = (np.uint32(state) for state in block_layout.RunState)
 _, _PARKED, _RUNNING, _FINISHED = (np.uint32(state) for state in block_layout.VcpuState)
+_HEADER_BYTES, _BLOCK_BYTES = np.uint64(HEADER_BYTES), np.uint64(BLOCK_BYTES)
 _VCPUS = np.uint64(block_layout.AT_VCPUS)
 _RUN_STATE = np.uint64(block_layout.AT_RUN_STATE)
 _PARKED_COUNT = np.uint64(block_layout.AT_PARKED)
@@ -42,11 +44,16 @@ _COMMITS = np.uint64(block_layout.AT_COMMITS)
 _LAST_COMMIT = np.uint64(block_layout.AT_LAST_COMMIT)
 _FIRST_COMMIT = np.uint64(block_layout.AT_FIRST_COMMIT)
 _NEWEST_BUCKET = np.uint64(block_layout.AT_NEWEST_BUCKET)
+_ANY_COMMIT = np.uint64(block_layout.AT_ANY_COMMIT)
+_ANY_COMMIT_NS = np.uint64(block_layout.ANY_COMMIT_NS)
 _RING = np.uint64(block_layout.AT_RING)
+_SLOT_BYTES = np.uint64(block_layout.SLOT_BYTES)
+_SLOT_GAP = np.uint64(block_layout.AT_SLOT_GAP)
+_SLOT_GUEST_GAP = np.uint64(block_layout.AT_SLOT_GUEST_GAP)
 _RING_BUCKETS = np.uint64(block_layout.RING_BUCKETS)
 _BUCKET_NS = np.uint64(block_layout.BUCKET_NS)
 
-_0, _1, _4, _8, _32 = np.uint64(0), np.uint64(1), np.uint64(4), np.uint64(8), np.uint64(32)
+_0, _1, _8, _32 = np.uint64(0), np.uint64(1), np.uint64(8), np.uint64(32)
 _LEAST_SLEEP_NS = np.uint64(500_000)
 _BACKLOG_NS = np.uint64(10_000_000)
 _LONGEST_GAP_NS = np.uint64(0xFFFF_FFFF)
@@ -60,8 +67,8 @@ def _must_park(header, transactions):  # type: ignore[no-untyped-def]
     return load_u32(header + _RUN_STATE) != _RUN or (stop_at != _0 and transactions >= stop_at)
 
 
-@njit(types.boolean(types.uint64, types.uint64, types.uint64), nogil=True, cache=True)
-def _park(header, block, transactions):  # type: ignore[no-untyped-def]
+@njit(types.boolean(types.uint64, types.uint64, types.uint64, types.uint32), nogil=True, cache=True)
+def _park(header, block, transactions, mine):  # type: ignore[no-untyped-def]
     """Stay parked until this vCPU may run (True) or must end (False)."""
     # The count is raised after the last store of the transaction, by a read-modify-write: whoever sees all vCPUs counted sees
     # all their stores.
@@ -74,6 +81,8 @@ def _park(header, block, transactions):  # type: ignore[no-untyped-def]
         state = load_u32(header + _RUN_STATE)
         if state == _EXIT:
             return False
+        if is_claimed(header, mine):
+            do_errand(header, mine)
         if not _must_park(header, transactions):
             # Leaving must fail if a new pause was requested meanwhile: then this vCPU was never gone. One compare-and-swap over
             # both words decides it; with two separate steps a host could see "all parked" while this vCPU starts.
@@ -92,14 +101,24 @@ def _open_bucket(block, newest, bucket):  # type: ignore[no-untyped-def]
     """Zero the ring from the bucket after `newest` up to `bucket`, then make that the newest."""
     first = newest + _1
     if newest == _0:
-        first = bucket  # a fresh ring is all holes: zeroing it would allocate 256 KiB, in the guest's first transaction here
+        first = bucket  # a fresh ring is all holes: zeroing it would allocate 512 KiB, in the guest's first transaction here
     elif bucket - newest > _RING_BUCKETS:
         first = bucket - _RING_BUCKETS + _1
     number = first
     while number <= bucket:
-        store_u64(block + _RING + (number % _RING_BUCKETS) * _8, _0)
+        slot = block + _RING + (number % _RING_BUCKETS) * _SLOT_BYTES
+        store_u64(slot, _0)
+        store_u64(slot + _8, _0)
         number += _1
     store_u64(block + _NEWEST_BUCKET, bucket)
+
+
+@njit(types.void(types.uint64, types.uint64), nogil=True, cache=True)
+def _note_gap(word, gap_ns):  # type: ignore[no-untyped-def]
+    """Keep the longest gap of a bucket."""
+    gap = np.uint32(min(gap_ns, _LONGEST_GAP_NS))
+    if gap > load_u32(word):
+        store_u32(word, gap)
 
 
 @njit(
@@ -115,12 +134,15 @@ def run_vcpu(step, header, block, memory, registers, parameters):  # type: ignor
     commits: Any = load_u64(block + _COMMITS)
     last_ns = load_u64(block + _LAST_COMMIT)
     newest = load_u64(block + _NEWEST_BUCKET)
+    mine = np.uint32((block - header - _HEADER_BYTES) // _BLOCK_BYTES + _1)
     due_ns = _0
     first_is_due = True
     must_park = True
     while True:
+        if is_claimed(header, mine):
+            do_errand(header, mine)
         if must_park or _must_park(header, registers[0]):
-            if not _park(header, block, registers[0]):
+            if not _park(header, block, registers[0], mine):
                 return
             must_park = False
             due_ns = _0
@@ -132,7 +154,7 @@ def run_vcpu(step, header, block, memory, registers, parameters):  # type: ignor
                 due_ns = now_ns
             if now_ns < due_ns:
                 bell = load_u32(header + _DOORBELL)
-                if not _must_park(header, registers[0]):
+                if not (_must_park(header, registers[0]) or is_claimed(header, mine)):
                     futex_wait(header + _DOORBELL, bell, max(due_ns - now_ns, _LEAST_SLEEP_NS))
                 continue
             due_ns += interval_ns
@@ -143,12 +165,16 @@ def run_vcpu(step, header, block, memory, registers, parameters):  # type: ignor
         if bucket != newest:
             _open_bucket(block, newest, bucket)
             newest = bucket
-        slot = block + _RING + (bucket % _RING_BUCKETS) * _8
+        slot = block + _RING + (bucket % _RING_BUCKETS) * _SLOT_BYTES
         store_u32(slot, load_u32(slot) + np.uint32(1))
         if last_ns != _0:
-            gap_ns = np.uint32(min(now_ns - last_ns, _LONGEST_GAP_NS))
-            if gap_ns > load_u32(slot + _4):
-                store_u32(slot + _4, gap_ns)
+            _note_gap(slot + _SLOT_GAP, now_ns - last_ns)
+        any_ns = load_u64(header + _ANY_COMMIT)
+        if now_ns > any_ns + _ANY_COMMIT_NS:
+            # Exchanged, not stored: a vCPU that lost its CPU between clock and store would put the word back into the past.
+            swap_u64(header + _ANY_COMMIT, any_ns, now_ns)
+            if any_ns != _0:
+                _note_gap(slot + _SLOT_GUEST_GAP, now_ns - any_ns)
         last_ns = now_ns
         store_u64(block + _LAST_COMMIT, now_ns)
         if first_is_due:

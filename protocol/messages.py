@@ -104,6 +104,7 @@ class Offer(Message):
     resident_bytes: int
     working_set_bytes: int
     page_bytes: int
+    backing: str
     vcpus: int
     workload: str
     seed: int

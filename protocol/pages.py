@@ -10,6 +10,7 @@ Costs are those of the runs, never of the guest. The algebra is one sweep over t
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +26,13 @@ Int64s = npt.NDArray[np.int64]
 def pages_of(size_bytes: int) -> int:
     """Count the pages that `size_bytes` fill; a part of a page counts as one."""
     return -(-size_bytes // PAGE_BYTES)
+
+
+class PageRanges(NamedTuple):
+    """Runs of pages that may touch: where each begins, and how many pages it holds."""
+
+    starts: Int64s
+    counts: Int64s
 
 
 class PageSet:
@@ -172,6 +180,18 @@ class PageSet:
         if self._run_ends is None:
             self._run_ends = np.cumsum(self.counts)
         return self._run_ends
+
+    def steps(self, step_pages: int | None) -> PageRanges:
+        """Cut the runs where a multiple of `step_pages` lies inside one; None leaves them whole."""
+        if step_pages is None or not self:
+            return PageRanges(self.starts, self.counts)
+        first = self.starts // step_pages
+        pieces = -(-self.stops // step_pages) - first
+        before = np.cumsum(pieces) - pieces
+        step = np.arange(int(pieces.sum())) + np.repeat(first - before, pieces)
+        starts = np.maximum(step * step_pages, np.repeat(self.starts, pieces))
+        stops = np.minimum((step + 1) * step_pages, np.repeat(self.stops, pieces))
+        return PageRanges(starts, stops - starts)
 
     def rounded(self, unit_pages: int, limit_pages: int) -> PageSet:
         """Widen every run to whole units of `unit_pages`, cut at `limit_pages`."""

@@ -37,12 +37,13 @@ class VcpuStun:
 
 @dataclass(slots=True)
 class GuestShape:
-    """What was migrated. `resident_bytes` is what guest memory held when tracing began; holes are not counted."""
+    """What was migrated. `resident_bytes` is what guest memory held when tracing began; holes are not counted. backing: 4k, thp."""
 
     name: str
     memory_bytes: int
     resident_bytes: int
     page_bytes: int
+    backing: str
     vcpus: int
     workload: str
     rate: float | None
@@ -72,6 +73,29 @@ class DowntimeBreakdown:
     install_s: float = 0.0
     verify_s: float = 0.0
     resume_s: float = 0.0
+
+
+@dataclass(slots=True)
+class TraceInstall:
+    """How tracing was installed, and what the guest felt of it.
+
+    policy: stop, loose or rolling. tracer: who made the system calls, vcpu or host. granularity: 4K or 2M. step_bytes: the most
+    that one call protects (None: a run of memory). install_s: from the first call (stop: from the pause request) to the last; a
+    rolling install takes as long as the first round. guest_gap_s: the longest time in it in which no vCPU committed, told too long
+    by 0.1 ms at most, 0 if there was none that long; of a rolling install None. vcpu_gap_s: each vCPU's longest gap in it, of which
+    claimed_vcpu_gap_s is that of the vCPU that was the tracer.
+    """
+
+    policy: str
+    tracer: str
+    granularity: str
+    step_bytes: int | None
+    calls: int
+    install_s: float
+    guest_gap_s: float | None = None
+    vcpu_gap_s: Percentiles | None = None
+    claimed_vcpu_gap_s: float | None = None
+    fires: int | None = None
 
 
 @dataclass(slots=True)
@@ -144,6 +168,14 @@ class TimelineBucket:
     t_s: float
     commits: int
     phase: str
+
+
+@dataclass(slots=True)
+class PhaseBegin:
+    """When a phase began, in seconds since the migrate request; it lasted until the next one began."""
+
+    phase: str
+    at_s: float
 
 
 @dataclass(slots=True)
@@ -223,6 +255,7 @@ class MigrationReport:
     mode: str = ""
     tracker: str = ""
     tracker_reason: str = ""
+    trace_install: TraceInstall | None = None
     guest: GuestShape | None = None
     destination: str = ""
     total_s: float | None = None
@@ -248,6 +281,7 @@ class MigrationReport:
     dirty_pages_per_s: float | None = None
     cpu: Cpu | None = None
     guest_rate: GuestRate | None = None
+    phases: list[PhaseBegin] = field(default_factory=list)
     timeline: list[TimelineBucket] = field(default_factory=list)
     verified: Verified = field(default_factory=Verified)
     clock: Clock | None = None

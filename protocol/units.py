@@ -98,6 +98,14 @@ def parse_rate(given: str) -> float:
     return float(rate_per_s)
 
 
+def parse_share(given: str) -> float:
+    """Read a share (50%) as a number above 0 and at most 1. Raises UsageError."""
+    number, unit = _split(given, "share")
+    if unit != "%" or not 0 < number <= 100:
+        raise _refusal(given, "share", "a share is above 0% and at most 100%")
+    return float(number) / 100
+
+
 def parse_working_set(given: str, memory_bytes: int) -> int:
     """Read a working set, as a share of `memory_bytes` (25%) or a size (256MiB), in bytes.
 
@@ -168,6 +176,7 @@ def format_count(count: float) -> str:
 _EXAMPLES = {
     "size": "4GiB, 512M, 100MB or 4096",
     "duration": "300us, 50ms, 1.5s or 5m",
+    "share": "50%",
     "rate": "2000, 2000/s or 50k/s",
     "working set": "25% or 256MiB",
     "CPU list": "0,2-3",

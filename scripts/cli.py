@@ -22,6 +22,8 @@ from pagefire.protocol.transport import runtime_directory
 from pagefire.protocol.transport.control_socket import request
 from pagefire.protocol.units import parse_duration, parse_size
 from pagefire.scripts import options as o
+from pagefire.scripts.option_groups import takes_groups
+from pagefire.scripts.trace_options import TrialOptions
 
 app = typer.Typer(
     help="Live migration of a running guest between two daemons, measured.",
@@ -57,15 +59,9 @@ def dest(
 
 
 @app.command()
+@takes_groups
 def source(
-    memory: o.Memory = "1GiB",
-    vcpus: o.Vcpus = 2,
-    workload: o.WorkloadName = "oltp",
-    name: o.Name = "guest0",
-    rate: o.Rate = None,
-    working_set: o.WorkingSet = "25%",
-    resident: o.Resident = None,
-    seed: o.Seed = 1,
+    guest: o.GuestOptions,
     stop_at: o.StopAt = 0,
     runtime_dir: o.RuntimeDir = None,
     cpus_source: o.CpusSource = None,
@@ -75,27 +71,19 @@ def source(
     from pagefire.protocol.transport.daemon import run_daemon
     from pagefire.source_host.daemon import make_daemon
 
-    config = o.guest_config(memory, resident, vcpus, workload, name, rate, working_set, seed, stop_at)
-    config = dataclasses.replace(config, cpus=o.guest_cpus(cpus_guest, cpus_source) or None)
+    cpus = o.guest_cpus(cpus_guest, cpus_source) or None
+    config = dataclasses.replace(guest.config(), stop_at=stop_at, cpus=cpus)
     directory = runtime_dir or runtime_directory.default_directory()
     raise typer.Exit(run_daemon(lambda: make_daemon(config, directory), o.cpus(cpus_source)))
 
 
 @app.command()
+@takes_groups
 def migrate(
     to: Annotated[str, typer.Option("--to", help="HOST:PORT of the destination daemon.")],
+    move: o.MoveOptions,
+    tracing: o.TracingOptions,
     name: o.GuestName = None,
-    mode: o.Mode = "hybrid",
-    downtime_limit: o.DowntimeLimit = "50ms",
-    max_rounds: o.MaxRounds = 30,
-    max_time: o.MaxTime = "300s",
-    on_limit: o.OnLimit = None,
-    streams: o.Streams = 1,
-    tracker: o.Tracker = "auto",
-    populate: o.Populate = False,
-    verify: o.Verify = False,
-    check: o.Check = True,
-    settle: o.Settle = "1s",
     json_file: o.JsonFile = None,
     report_dir: o.ReportDir = None,
     runtime_dir: o.RuntimeDir = None,
@@ -103,9 +91,7 @@ def migrate(
     """Migrate a guest to another daemon, and report."""
     from pagefire.scripts.migrating import Migration
 
-    chosen = o.migration_options(
-        to, mode, downtime_limit, max_rounds, max_time, on_limit, streams, tracker, populate, verify, check, settle
-    )
+    chosen = move.migration(to, tracing)
     socket_path = _find_source(runtime_dir, name)
     guest = request(socket_path, "status", timeout_s=10.0)["guest"]
     _require_writable(json_file)
@@ -139,45 +125,22 @@ def cancel(name: o.GuestName = None, runtime_dir: o.RuntimeDir = None) -> None:
 
 
 @app.command()
+@takes_groups
 def demo(
-    memory: o.Memory = "1GiB",
-    vcpus: o.Vcpus = 2,
-    workload: o.WorkloadName = "oltp",
-    name: o.Name = "guest0",
-    rate: o.Rate = None,
-    working_set: o.WorkingSet = "25%",
-    resident: o.Resident = None,
-    seed: o.Seed = 1,
-    mode: o.Mode = "hybrid",
-    downtime_limit: o.DowntimeLimit = "50ms",
-    max_rounds: o.MaxRounds = 30,
-    max_time: o.MaxTime = "300s",
-    on_limit: o.OnLimit = None,
-    streams: o.Streams = 1,
-    tracker: o.Tracker = "auto",
-    populate: o.Populate = False,
-    verify: o.Verify = False,
-    check: o.Check = True,
-    settle: o.Settle = "1s",
+    guest: o.GuestOptions,
+    move: o.MoveOptions,
+    tracing: o.TracingOptions,
+    pinning: o.PinningOptions,
     warmup: Annotated[str, typer.Option("--warmup", help="How long the guest runs before it migrates.")] = "2s",
     json_file: o.JsonFile = None,
     report_dir: o.ReportDir = None,
-    cpus_source: o.CpusSource = None,
-    cpus_dest: o.CpusDest = None,
-    cpus_guest: o.CpusGuest = None,
 ) -> None:
     """Start two daemons and a guest on this machine, migrate it, and show the report."""
     from pagefire.scripts.demo import run_demo
     from pagefire.scripts.report_folder import default_folder
 
     _require_writable(json_file)
-    config = o.guest_config(memory, resident, vcpus, workload, name, rate, working_set, seed)
-    chosen = o.migration_options(
-        "", mode, downtime_limit, max_rounds, max_time, on_limit, streams, tracker, populate, verify, check, settle
-    )
-    pins = {"--cpus-source": cpus_source, "--cpus-dest": cpus_dest, "--cpus-guest": cpus_guest}
-    for given in pins.values():
-        o.cpus(given)
+    config, chosen, pins = guest.config(), move.migration("", tracing), pinning.given()
     report = run_demo(config, chosen, parse_duration(warmup), pins, _screen)
     _deliver(report, json_file, report_dir or default_folder(datetime.now()))
 
@@ -211,6 +174,24 @@ def bench(
         raise UsageError(f"{repetitions} repetitions measure nothing", "", "ask for --repetitions 1 or more")
     result = BENCHMARKS[benchmark](parse_size(memory), counts, repetitions, _screen, hold_memory=hold_memory)
     print_rows(result, _screen)
+    if json_file is not None:
+        _write_json(result, json_file)
+
+
+@app.command()
+@takes_groups
+def trace(
+    trial: TrialOptions,
+    json_file: o.JsonFile = None,
+) -> None:
+    """Measure what tracing costs a guest, without a migration; lists separated by commas take every combination."""
+    from pagefire.scripts.trace import print_trace, run_trace
+
+    _require_writable(json_file)
+    shapes, ways, times = trial.shapes(), trial.ways(), trial.times()
+    trial.pin()
+    result = run_trace(shapes, ways, trial.tracker, times, trial.repetitions, _screen)
+    print_trace(result, _screen if json_file == "-" else Console(highlight=False))
     if json_file is not None:
         _write_json(result, json_file)
 

@@ -1,8 +1,9 @@
-"""The command line's options, each defined once for every command that takes it."""
+"""The command line's options, each defined once for every command that takes it, and what they mean."""
 
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -11,51 +12,27 @@ import typer
 
 from pagefire.guest_workload.guest_config import GuestConfig
 from pagefire.guest_workload.registry import BUILT_IN, refuse_unknown
+from pagefire.protocol import bitmap as bitmaps
 from pagefire.protocol.errors import UsageError
 from pagefire.protocol.negotiation import MODES
+from pagefire.protocol.pages import GRANULE_PAGES, PAGE_BYTES
 from pagefire.protocol.units import (
     format_size,
     parse_cpu_list,
     parse_duration,
     parse_rate,
+    parse_share,
     parse_size,
     parse_working_set,
 )
 from pagefire.source_host.options import MigrationOptions
 
-Memory = Annotated[
-    str, typer.Option("--memory", help="Guest memory: 512M, 4GiB, 6TiB (sparse).", rich_help_panel="Guest")
-]
-Resident = Annotated[
-    str | None,
-    typer.Option(
-        "--resident", help="How much of it has contents: size or percentage [default: all].", rich_help_panel="Guest"
-    ),
-]
-Vcpus = Annotated[int, typer.Option("--vcpus", help="1 to 256 vCPU threads.", rich_help_panel="Guest")]
-WorkloadName = Annotated[
-    str,
-    typer.Option(
-        "--workload",
-        help="idle, sequential, random, hotspot, phased, adversary, oltp, or your own as MODULE:CLASS.",
-        rich_help_panel="Guest",
-    ),
-]
-Name = Annotated[str, typer.Option("--name", help="The guest's name.", rich_help_panel="Guest")]
-Rate = Annotated[
-    str | None,
-    typer.Option(
-        "--rate",
-        help="Transactions (oltp) or page stores (others) per second of the whole guest: 2000/s, 50k/s [default: full speed].",
-        rich_help_panel="Guest",
-    ),
-]
-WorkingSet = Annotated[
-    str, typer.Option("--working-set", help="What the workload writes: size or percentage.", rich_help_panel="Guest")
-]
-Seed = Annotated[
-    int, typer.Option("--seed", help="Seed of the workload and of the memory's contents.", rich_help_panel="Guest")
-]
+TRACKERS = ("auto", "pagemap-scan", "page-fire")
+INSTALLS = ("stop", "loose", "rolling")
+TRACERS = ("vcpu", "host")
+GRANULARITIES = ("4K", "2M")
+STEPS = {"2M": GRANULE_PAGES, "1G": (1 << 30) // PAGE_BYTES, "all": None}
+
 StopAt = Annotated[
     int,
     typer.Option(
@@ -68,73 +45,18 @@ RuntimeDir = Annotated[
     Path | None,
     typer.Option("--runtime-dir", help="Where the control sockets lie [default: $XDG_RUNTIME_DIR/pagefire]."),
 ]
-CpusGuest = Annotated[
-    str | None, typer.Option("--cpus-guest", help="Pin the guest to these CPUs: 0,2-3.", rich_help_panel="Pinning")
-]
 CpusSource = Annotated[
     str | None, typer.Option("--cpus-source", help="Pin the source daemon.", rich_help_panel="Pinning")
 ]
 CpusDest = Annotated[
     str | None, typer.Option("--cpus-dest", help="Pin the destination daemon.", rich_help_panel="Pinning")
 ]
+CpusGuest = Annotated[
+    str | None, typer.Option("--cpus-guest", help="Pin the guest to these CPUs: 0,2-3.", rich_help_panel="Pinning")
+]
 UserWorkloads = Annotated[
     list[str] | None,
     typer.Option("--allow-workload", help="A workload of your own that guests may run here: MODULE:CLASS. Repeatable."),
-]
-Mode = Annotated[
-    str, typer.Option("--mode", help="hybrid, precopy, postcopy or stop-and-copy.", rich_help_panel="Migration")
-]
-DowntimeLimit = Annotated[
-    str,
-    typer.Option(
-        "--downtime-limit",
-        help="precopy: the longest stun. hybrid: the longest time to move what remains after the resume.",
-        rich_help_panel="Migration",
-    ),
-]
-MaxRounds = Annotated[int, typer.Option("--max-rounds", help="Pre-copy rounds at most.", rich_help_panel="Migration")]
-MaxTime = Annotated[str, typer.Option("--max-time", help="Pre-copy time at most.", rich_help_panel="Migration")]
-OnLimit = Annotated[
-    str | None,
-    typer.Option(
-        "--on-limit",
-        help="What follows --max-rounds and --max-time: postcopy or cancel [default: postcopy; cancel in mode precopy].",
-        rich_help_panel="Migration",
-    ),
-]
-Streams = Annotated[int, typer.Option("--streams", help="Page connections, 1 to 16.", rich_help_panel="Migration")]
-Tracker = Annotated[
-    str,
-    typer.Option(
-        "--tracker",
-        help="auto, pagemap-scan, or page-fire (each first write stops its vCPU).",
-        rich_help_panel="Migration",
-    ),
-]
-Populate = Annotated[
-    bool,
-    typer.Option(
-        "--populate",
-        help="Take the destination's memory before the first round (longer setup, quicker round).",
-        rich_help_panel="Migration",
-    ),
-]
-Verify = Annotated[
-    bool,
-    typer.Option(
-        "--verify", help="Compare page digests of both hosts at the stun; lengthens it.", rich_help_panel="Migration"
-    ),
-]
-Check = Annotated[
-    bool,
-    typer.Option(
-        "--check/--no-check",
-        help="Pause the guest after the measurement and check the workload's invariant.",
-        rich_help_panel="Migration",
-    ),
-]
-Settle = Annotated[
-    str, typer.Option("--settle", help="How long to watch the guest at the destination.", rich_help_panel="Migration")
 ]
 JsonFile = Annotated[
     str | None, typer.Option("--json", help="Write the report as JSON to a file, or - for standard output.")
@@ -143,88 +65,282 @@ ReportDir = Annotated[
     Path | None, typer.Option("--report", help="Write report.json, summary.txt and timeline.png into this folder.")
 ]
 GuestName = Annotated[str | None, typer.Argument(metavar="[NAME]", help="The guest; needed where several daemons run.")]
+InstallLoss = Annotated[
+    str,
+    typer.Option(
+        "--install-loss",
+        help="A loose install by the host waits where the guest has lost more of its commits than this; any: never.",
+        rich_help_panel="Tracing",
+    ),
+]
 
 
-def guest_config(
-    memory: str,
-    resident: str | None,
-    vcpus: int,
-    workload: str,
-    name: str,
-    rate: str | None,
-    working_set: str,
-    seed: int,
-    stop_at: int = 0,
-) -> GuestConfig:
-    """Parse what describes a guest; raises UsageError before anything is started."""
-    memory_bytes = parse_size(memory)
-    resident_bytes = parse_working_set(resident, memory_bytes) if resident is not None else memory_bytes
-    available_bytes = psutil.virtual_memory().available
-    if resident_bytes > available_bytes:
-        raise UsageError(
-            f"{format_size(resident_bytes)} of resident guest memory do not fit into this host",
-            f"{format_size(available_bytes)} are available",
-            "give a smaller --memory, or --resident for a sparse guest",
+@dataclass(frozen=True)
+class GuestOptions:
+    """What describes a guest."""
+
+    memory: Annotated[
+        str, typer.Option("--memory", help="Guest memory: 512M, 4GiB, 6TiB (sparse).", rich_help_panel="Guest")
+    ] = "1GiB"
+    resident: Annotated[
+        str | None,
+        typer.Option(
+            "--resident",
+            help="How much of it has contents: size or percentage [default: all].",
+            rich_help_panel="Guest",
+        ),
+    ] = None
+    vcpus: Annotated[int, typer.Option("--vcpus", help="1 to 256 vCPU threads.", rich_help_panel="Guest")] = 2
+    workload: Annotated[
+        str,
+        typer.Option(
+            "--workload",
+            help="idle, sequential, random, hotspot, phased, adversary, oltp, or your own as MODULE:CLASS.",
+            rich_help_panel="Guest",
+        ),
+    ] = "oltp"
+    name: Annotated[str, typer.Option("--name", help="The guest's name.", rich_help_panel="Guest")] = "guest0"
+    rate: Annotated[
+        str | None,
+        typer.Option(
+            "--rate",
+            help="Transactions (oltp) or page stores (others) per second of the whole guest: 2000/s, 50k/s [default: full speed].",
+            rich_help_panel="Guest",
+        ),
+    ] = None
+    working_set: Annotated[
+        str,
+        typer.Option("--working-set", help="What the workload writes: size or percentage.", rich_help_panel="Guest"),
+    ] = "25%"
+    seed: Annotated[
+        int, typer.Option("--seed", help="Seed of the workload and of the memory's contents.", rich_help_panel="Guest")
+    ] = 1
+    backing: Annotated[
+        str, typer.Option("--backing", help="What maps its memory: 4k or thp (2 MiB pages).", rich_help_panel="Guest")
+    ] = "4k"
+
+    def config(self) -> GuestConfig:
+        """Parse it; raises UsageError before anything is started."""
+        memory_bytes = parse_size(self.memory)
+        resident_bytes = parse_working_set(self.resident, memory_bytes) if self.resident is not None else memory_bytes
+        available_bytes = psutil.virtual_memory().available
+        if resident_bytes > available_bytes:
+            raise UsageError(
+                f"{format_size(resident_bytes)} of resident guest memory do not fit into this host",
+                f"{format_size(available_bytes)} are available",
+                "give a smaller --memory, or --resident for a sparse guest",
+            )
+        refuse_unknown(self.workload, None)
+        if not self.name or "/" in self.name or len(self.name) > 40:
+            raise UsageError(
+                f"{self.name!r} is no name for a guest", "1 to 40 characters without a slash are", "change --name"
+            )
+        config = GuestConfig(
+            name=self.name,
+            memory_bytes=memory_bytes,
+            resident_bytes=resident_bytes,
+            working_set_bytes=parse_working_set(self.working_set, resident_bytes),
+            vcpus=self.vcpus,
+            workload=self.workload,
+            seed=self.seed,
+            rate=parse_rate(self.rate) if self.rate is not None else None,
+            backing=self.backing,
+            # Who starts the guest here chose its workload here: that is the permission.
+            user_workloads=() if self.workload in BUILT_IN else (self.workload,),
         )
-    refuse_unknown(workload, None)
-    if not name or "/" in name or len(name) > 40:
-        raise UsageError(f"{name!r} is no name for a guest", "1 to 40 characters without a slash are", "change --name")
-    config = GuestConfig(
-        name=name,
-        memory_bytes=memory_bytes,
-        resident_bytes=resident_bytes,
-        working_set_bytes=parse_working_set(working_set, resident_bytes),
-        vcpus=vcpus,
-        workload=workload,
-        seed=seed,
-        rate=parse_rate(rate) if rate is not None else None,
-        stop_at=stop_at,
-        # Who starts the guest here chose its workload here: that is the permission.
-        user_workloads=() if workload in BUILT_IN else (workload,),
+        config.layout()
+        return config
+
+
+@dataclass(frozen=True)
+class TracingOptions:
+    """What describes how writes are traced."""
+
+    tracker: Annotated[
+        str,
+        typer.Option(
+            "--tracker",
+            help="auto, pagemap-scan, or page-fire (each first write stops its vCPU).",
+            rich_help_panel="Tracing",
+        ),
+    ] = "auto"
+    install: Annotated[
+        str,
+        typer.Option(
+            "--install",
+            help="stop: every vCPU stands still while memory is protected; loose: they run on; "
+            "rolling: each piece just before it is sent.",
+            rich_help_panel="Tracing",
+        ),
+    ] = "loose"
+    tracer: Annotated[
+        str,
+        typer.Option(
+            "--tracer",
+            help="Who does a loose install: vcpu (a claimed one of the guest) or host (a thread of the daemon).",
+            rich_help_panel="Tracing",
+        ),
+    ] = "host"
+    granularity: Annotated[
+        str,
+        typer.Option(
+            "--granularity", help="Protect by 4K, or by 2M and break down what fires.", rich_help_panel="Tracing"
+        ),
+    ] = "4K"
+    install_step: Annotated[
+        str,
+        typer.Option(
+            "--install-step", help="The most that one system call protects: 2M, 1G or all.", rich_help_panel="Tracing"
+        ),
+    ] = "2M"
+
+    install_loss: InstallLoss = "3%"
+
+    @property
+    def step_pages(self) -> int | None:
+        """How many pages one call protects at most; None for as many as lie together. Raises UsageError."""
+        one_of("--install-step", self.install_step, tuple(STEPS))
+        return STEPS[self.install_step]
+
+    def require_possible(self) -> None:
+        """Raise UsageError for what is unknown or does not go together."""
+        one_of("--tracker", self.tracker, TRACKERS)
+        one_of("--install", self.install, INSTALLS)
+        one_of("--tracer", self.tracer, TRACERS)
+        one_of("--granularity", self.granularity, GRANULARITIES)
+        if self.tracker == "page-fire" and self.granularity != "4K":
+            raise UsageError(
+                f"--tracker page-fire cannot protect by {self.granularity}",
+                "the kernel lays synchronous write protection of shared memory page by page",
+                "use --granularity 4K, or --tracker pagemap-scan",
+            )
+
+
+@dataclass(frozen=True)
+class MoveOptions:
+    """What describes a migration, but for its tracing."""
+
+    mode: Annotated[
+        str, typer.Option("--mode", help="hybrid, precopy, postcopy or stop-and-copy.", rich_help_panel="Migration")
+    ] = "hybrid"
+    downtime_limit: Annotated[
+        str,
+        typer.Option(
+            "--downtime-limit",
+            help="precopy: the longest stun. hybrid: the longest time to move what remains after the resume.",
+            rich_help_panel="Migration",
+        ),
+    ] = "50ms"
+    max_rounds: Annotated[
+        int, typer.Option("--max-rounds", help="Pre-copy rounds at most.", rich_help_panel="Migration")
+    ] = 30
+    max_time: Annotated[str, typer.Option("--max-time", help="Pre-copy time at most.", rich_help_panel="Migration")] = (
+        "300s"
     )
-    config.layout()
-    return config
+    on_limit: Annotated[
+        str | None,
+        typer.Option(
+            "--on-limit",
+            help="What follows --max-rounds and --max-time: postcopy or cancel [default: postcopy; cancel in mode precopy].",
+            rich_help_panel="Migration",
+        ),
+    ] = None
+    streams: Annotated[
+        int, typer.Option("--streams", help="Page connections, 1 to 16.", rich_help_panel="Migration")
+    ] = 1
+    bitmap: Annotated[
+        str,
+        typer.Option(
+            "--bitmap",
+            help="How the switchover tells which pages are left: raw (a bit for each page of the guest) or compacted.",
+            rich_help_panel="Migration",
+        ),
+    ] = "compacted"
+    populate: Annotated[
+        bool,
+        typer.Option(
+            "--populate",
+            help="Take the destination's memory before the first round (longer setup, quicker round).",
+            rich_help_panel="Migration",
+        ),
+    ] = False
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify",
+            help="Compare page digests of both hosts at the stun; lengthens it.",
+            rich_help_panel="Migration",
+        ),
+    ] = False
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check/--no-check",
+            help="Pause the guest after the measurement and check the workload's invariant.",
+            rich_help_panel="Migration",
+        ),
+    ] = True
+    settle: Annotated[
+        str,
+        typer.Option("--settle", help="How long to watch the guest at the destination.", rich_help_panel="Migration"),
+    ] = "1s"
 
-
-def migration_options(
-    to: str,
-    mode: str,
-    downtime_limit: str,
-    max_rounds: int,
-    max_time: str,
-    on_limit: str | None,
-    streams: int,
-    tracker: str,
-    populate: bool,
-    verify: bool,
-    check: bool,
-    settle: str,
-) -> MigrationOptions:
-    """Parse what describes a migration; raises UsageError."""
-    _one_of("--mode", mode, MODES)
-    _one_of("--tracker", tracker, ("auto", "pagemap-scan", "page-fire"))
-    if on_limit is not None:
-        _one_of("--on-limit", on_limit, ("postcopy", "cancel"))
-    if not 1 <= streams <= 16:
-        raise UsageError(f"{streams} page connections cannot be had", "1 to 16 can", "change --streams")
-    if max_rounds < 1:
-        raise UsageError(
-            f"{max_rounds} pre-copy rounds make no pre-copy", "at least 1 is needed", "use --mode postcopy for none"
+    def migration(self, to: str, tracing: TracingOptions) -> MigrationOptions:
+        """Parse it; raises UsageError."""
+        one_of("--mode", self.mode, MODES)
+        one_of("--bitmap", self.bitmap, bitmaps.FORMS)
+        tracing.require_possible()
+        if self.on_limit is not None:
+            one_of("--on-limit", self.on_limit, ("postcopy", "cancel"))
+        if not 1 <= self.streams <= 16:
+            raise UsageError(f"{self.streams} page connections cannot be had", "1 to 16 can", "change --streams")
+        if self.max_rounds < 1:
+            raise UsageError(
+                f"{self.max_rounds} pre-copy rounds make no pre-copy",
+                "at least 1 is needed",
+                "use --mode postcopy for none",
+            )
+        return MigrationOptions(
+            to=to,
+            mode=self.mode,
+            downtime_limit_s=parse_duration(self.downtime_limit),
+            max_rounds=self.max_rounds,
+            max_time_s=parse_duration(self.max_time),
+            on_limit=self.on_limit,
+            streams=self.streams,
+            tracker=tracing.tracker,
+            install=tracing.install,
+            tracer=tracing.tracer,
+            granularity=tracing.granularity,
+            install_step_pages=tracing.step_pages,
+            install_most_loss=loss(tracing.install_loss),
+            bitmap=self.bitmap,
+            populate=self.populate,
+            verify=self.verify,
+            check=self.check,
+            settle_s=parse_duration(self.settle),
         )
-    return MigrationOptions(
-        to=to,
-        mode=mode,
-        downtime_limit_s=parse_duration(downtime_limit),
-        max_rounds=max_rounds,
-        max_time_s=parse_duration(max_time),
-        on_limit=on_limit,
-        streams=streams,
-        tracker=tracker,
-        populate=populate,
-        verify=verify,
-        check=check,
-        settle_s=parse_duration(settle),
-    )
+
+
+@dataclass(frozen=True)
+class PinningOptions:
+    """Which CPUs who runs on, as given."""
+
+    cpus_source: CpusSource = None
+    cpus_dest: CpusDest = None
+    cpus_guest: CpusGuest = None
+
+    def given(self) -> dict[str, str | None]:
+        """Give them as the daemons take them; raises UsageError for a CPU that is not there."""
+        pins = {"--cpus-source": self.cpus_source, "--cpus-dest": self.cpus_dest, "--cpus-guest": self.cpus_guest}
+        for one in pins.values():
+            cpus(one)
+        return pins
+
+
+def loss(given: str) -> float | None:
+    """Parse the loss that an install may cost the guest; None for any. Raises UsageError."""
+    return None if given == "any" else parse_share(given)
 
 
 def cpus(given: str | None) -> tuple[int, ...]:
@@ -247,6 +363,7 @@ def guest_cpus(cpus_guest: str | None, cpus_of_its_daemon: str | None) -> tuple[
     return cpus(cpus_guest)
 
 
-def _one_of(option: str, given: str, known: tuple[str, ...]) -> None:
+def one_of(option: str, given: str, known: tuple[str, ...]) -> None:
+    """Raise UsageError unless `given` is one of the known."""
     if given not in known:
         raise UsageError(f"{option} {given} is unknown", f"known are {', '.join(known)}")

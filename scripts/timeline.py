@@ -3,15 +3,15 @@
 Above, the whole of the timeline; below, 100 ms before and after the stun. Phases differ in lightness and hatching as well as in
 colour, so that a grey print and a colour-blind reader lose nothing.
 
-Facts: a bucket says how many commits fell into 10 ms, not when; the vCPUs' own clock readings say to the microsecond when the stun
-began (`stun_at_s`) and how long it was (`stun_s`). So the mark is drawn from those, and the buckets have no part in it: an empty
-bucket beside it is one in which no transaction ended, and is not hidden. Nothing here measures; matplotlib is loaded on the first
-drawing only, because it takes half a second that `pagefire status` should not pay.
+Facts: a bucket says how many commits fell into 10 ms, not when; clock readings of the vCPUs and the hosts say to the microsecond
+when a phase (`phases`) and the stun began (`stun_at_s`) and how long it was (`stun_s`). Shades and mark are drawn from those, and
+the buckets have no part in them: an empty bucket beside the mark is one in which no transaction ended, and is not hidden. Nothing
+here measures; matplotlib is loaded on the first drawing only, because it takes half a second that `pagefire status` should not pay.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby, zip_longest
 from pathlib import Path
@@ -120,8 +120,15 @@ def place_stun(report: Report) -> Span | None:
     return Span(at_s, at_s + stun_s)
 
 
-def _phases(buckets: Sequence[Report]) -> Iterator[tuple[PhaseLook, Span]]:
-    """Give the stretches of the timeline that look alike, in order."""
+def _phases(report: Report) -> Iterator[tuple[PhaseLook, Span]]:
+    """Give the stretches of the timeline that look alike, in order: by the instants of the phases, or, without them, by buckets."""
+    buckets = report["timeline"]
+    if begins := report.get("phases"):
+        edges_s = [buckets[0]["t_s"], *(one["at_s"] for one in begins), buckets[-1]["t_s"] + BUCKET_S]
+        looks = [_BEFORE, *(_look(one["phase"]) for one in begins)]
+        for look, start_s, end_s in zip(looks, edges_s, edges_s[1:], strict=False):
+            yield look, Span(start_s, max(end_s, start_s))
+        return
     for look, group in groupby(buckets, lambda one: _look(one["phase"])):
         run = list(group)
         yield look, Span(run[0]["t_s"], run[-1]["t_s"] + BUCKET_S)
@@ -218,7 +225,7 @@ def _draw_buckets(axes: Axes, report: Report, window: Span | None = None) -> Non
     tallest = max(1, before_per_s * BUCKET_S, *(one["commits"] for one in shown))
     axes.set_ylim(0, tallest * _HEADROOM)
     axes.set_yticks([tick for tick in axes.get_yticks() if 0 <= tick <= 1.1 * tallest])
-    for look, span in _phases(every):
+    for look, span in _phases(report):
         axes.axvspan(
             span.start_s, span.end_s, facecolor=look.fill, edgecolor=_HATCH, hatch=look.hatch, linewidth=0, zorder=0
         )
@@ -277,7 +284,7 @@ def _name_phases(figure: Figure, report: Report) -> None:
     figure.draw_without_rendering()
     for axes in figure.axes:
         left_s, right_s = axes.get_xlim()
-        for look, span in _phases(report["timeline"]):
+        for look, span in _phases(report):
             edges_s = min(max(span.start_s, left_s), right_s), max(min(span.end_s, right_s), left_s)
             left_px, right_px = (axes.transData.transform((edge_s, 0))[0] for edge_s in edges_s)
             name = axes.text(

@@ -22,6 +22,7 @@ from pagefire.protocol.transport.software import versions
 from pagefire.source_host import measurement
 from pagefire.source_host.link import Link
 from pagefire.source_host.switchover import Stun
+from pagefire.source_host.trace_install import Installed, cost_of_install
 
 #: Offsets in struct tcp_info (include/uapi/linux/tcp.h): rtt in us, snd_cwnd in segments, total_retrans.
 _TCPI_RTT, _TCPI_SND_CWND, _TCPI_TOTAL_RETRANS = 68, 80, 100
@@ -59,7 +60,7 @@ class Accounting:
         self._resident_ns = message.resident_ns - offset_ns
         self._cpu_after = cpu_seconds(), cpu_seconds(self._guest.pid)
 
-    def finish(self, report: MigrationReport, stun: Stun, link: Link) -> None:
+    def finish(self, report: MigrationReport, stun: Stun, link: Link, installed: Installed | None) -> None:
         """Fill in all that the source knows by itself, while the guest and the connections still exist."""
         assert report.clock is not None
         assert stun.resumed is not None
@@ -70,6 +71,7 @@ class Accounting:
             memory_bytes=config.memory_bytes,
             resident_bytes=self._resident_bytes,
             page_bytes=PAGE_BYTES,
+            backing=config.backing,
             vcpus=config.vcpus,
             workload=config.workload,
             rate=config.rate,
@@ -83,6 +85,8 @@ class Accounting:
         report.downtime_breakdown = stun.breakdown(report.clock)
         report.resident_after_s = (self._resident_ns - resumed_ns) / 1e9
         report.bitmap = stun.bitmap
+        if installed is not None:
+            report.trace_install = cost_of_install(self._guest.control, installed)
         report.wire_bytes = link.sent_bytes
         if report.rounds:
             seconds = sum(round_.duration_s for round_ in report.rounds)
@@ -99,6 +103,7 @@ class Accounting:
         self._instants = measurement.Instants(
             self._requested_ns, self._traced_ns, stun.pause_ns, resumed_ns, self._resident_ns
         )
+        report.phases = self._instants.phases()
         since_ns = (self._requested_ns - measurement.BASELINE_NS) // measurement.BUCKET_NS * measurement.BUCKET_NS
         self._since_ns = since_ns
         self._here = self._guest.control.buckets(since_ns, time.monotonic_ns())

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from pagefire.guest_workload.guest_config import GuestConfig
@@ -26,6 +27,7 @@ from pagefire.protocol.transport.software import software_name
 from pagefire.protocol.transport.tasks import together
 from pagefire.source_host.options import MigrationOptions
 from pagefire.source_host.page_stream import PageStream, striped
+from pagefire.source_host.trace_install import Rolling
 from pagefire.source_host.tracking import Collected
 
 #: How long a peer's last words are waited for once it has closed a connection; they were sent before.
@@ -70,6 +72,7 @@ class Link:
                 resident_bytes=config.resident_bytes,
                 working_set_bytes=config.working_set_bytes,
                 page_bytes=PAGE_BYTES,
+                backing=config.backing,
                 vcpus=config.vcpus,
                 workload=config.workload,
                 seed=config.seed,
@@ -91,13 +94,19 @@ class Link:
 
     def begin_round(self, to_send: Collected) -> RoundBegun:
         """Begin to send one set of pages on all connections; the threads are at it when this returns."""
+        return self._begin([[pages] for pages in striped(to_send.written, len(self.streams))], to_send.holes)
+
+    def begin_rolling_round(self, rolling: Rolling) -> RoundBegun:
+        """Begin to send what a rolling install gives out, on all connections: each takes the next chunk when it has sent one."""
+        return self._begin([rolling.chunks() for _ in self.streams], PageSet.empty())
+
+    def _begin(self, written: Sequence[Iterable[PageSet]], holes: PageSet) -> RoundBegun:
         number = self.rounds_done + 1
         before, began_s = self.sent_totals(), time.monotonic()
-        written = striped(to_send.written, len(self.streams))
-        holes = [to_send.holes] + [PageSet.empty()] * (len(self.streams) - 1)
+        all_holes = [holes] + [PageSet.empty()] * (len(self.streams) - 1)
         sending = [
-            stream.begin_round(pages, zero, number)
-            for stream, pages, zero in zip(self.streams, written, holes, strict=True)
+            stream.begin_round(parts, zero, number)
+            for stream, parts, zero in zip(self.streams, written, all_holes, strict=True)
         ]
         return RoundBegun(number, before, began_s, sending)
 

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pagefire.protocol.messages import Aftermath
-from pagefire.protocol.report import Clock, GuestRate, TimelineBucket, VcpuStun
+from pagefire.protocol.report import Clock, GuestRate, PhaseBegin, TimelineBucket, VcpuStun
 from pagefire.source_host.switchover import Stun
 
 BUCKET_NS = 10_000_000
@@ -29,17 +29,28 @@ class Instants:
     resumed_ns: int
     resident_ns: int
 
+    def phases(self) -> list[PhaseBegin]:
+        """Give when each phase began; one that took no time is left out."""
+        begins = (
+            ("setup", self.requested_ns),
+            ("active", self.traced_ns),
+            ("device", self.paused_ns),
+            ("postcopy-active", self.resumed_ns),
+            ("completed", self.resident_ns),
+        )
+        return [
+            PhaseBegin(phase, (at_ns - self.requested_ns) / 1e9)
+            for index, (phase, at_ns) in enumerate(begins)
+            if index == len(begins) - 1 or at_ns < begins[index + 1][1]
+        ]
+
     def phase(self, at_ns: int) -> str:
         """Name the phase that an instant falls in."""
-        if at_ns < self.requested_ns:
-            return "none"
-        if at_ns < self.traced_ns:
-            return "setup"
-        if at_ns < self.paused_ns:
-            return "active"
-        if at_ns < self.resumed_ns:
-            return "device"
-        return "postcopy-active" if at_ns < self.resident_ns else "completed"
+        at_s, name = (at_ns - self.requested_ns) / 1e9, "none"
+        for begin in self.phases():
+            if begin.at_s <= at_s:
+                name = begin.phase
+        return name
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,13 +45,14 @@ from pagefire.protocol.transport.points import Points
 from pagefire.protocol.transport.tasks import beside, in_thread, together
 from pagefire.source_host import convergence, hot_pages, postcopy
 from pagefire.source_host.accounting import Accounting
+from pagefire.source_host.guest_tracing import GuestTracing
 from pagefire.source_host.hot_pages import HotPages
 from pagefire.source_host.link import Link, RoundBegun
 from pagefire.source_host.options import MigrationOptions
-from pagefire.source_host.page_fire_tracker import PageFireTracker
-from pagefire.source_host.pagemap_tracker import PagemapTracker
 from pagefire.source_host.switchover import Stun
-from pagefire.source_host.tracking import NOTHING, Collected, DirtyTracker, TrackerChoice, choose_tracker
+from pagefire.source_host.trace_install import Rolling
+from pagefire.source_host.tracker_choice import choose_tracker
+from pagefire.source_host.tracking import NOTHING, Collected
 
 log = logging.getLogger("pagefire.source")
 
@@ -84,7 +85,7 @@ class OutgoingMigration:
         self._emit = emit
         self._accounting = Accounting(guest)
         self._link = Link(options, guest.config, guest.memory)
-        self._tracker: DirtyTracker | None = None
+        self._tracing = GuestTracing(guest)
         self._sent = PageSet.empty()
         self._unsent = NOTHING
         self._last_written = PageSet.empty()
@@ -136,10 +137,8 @@ class OutgoingMigration:
         guest = self._guest
         if self.options.mode in ("hybrid", "precopy"):
             choice = await in_thread(choose_tracker, self.options.tracker)
-            await in_thread(self._make_tracker, choice)
-            assert self._tracker is not None
             self.report.tracker, self.report.tracker_reason = choice.name, choice.reason
-            pages = await in_thread(self._tracker.install)
+            pages = await in_thread(self._tracing.begin, choice, self.options.trace_install)
         else:
             self.report.tracker, self.report.tracker_reason = "none", f"{self.options.mode} sends every page once"
             pages = await in_thread(data_extents, guest.memory.fd, 0, guest.memory.size_bytes)
@@ -155,20 +154,12 @@ class OutgoingMigration:
             await self._link.control.send(Populate(batch))
             await beside(self._link.control.expect(Populated, self.options.setup_timeout_s), self._watch())
 
-    def _make_tracker(self, choice: TrackerChoice) -> None:
-        """Set the tracker in the thread that makes it: a cancellation meanwhile must not lose its descriptors."""
-        guest = self._guest
-        uffd = guest.open_uffd(choice.features, keep=False)
-        if choice.name == PagemapTracker.name:
-            self._tracker = PagemapTracker(uffd, guest.pid, guest.address, guest.memory.fd, guest.memory.size_bytes)
-        else:
-            self._tracker = PageFireTracker(uffd, guest.address, guest.memory.fd, guest.memory.size_bytes)
-
     # -- pre-copy ------------------------------------------------------------------------------------------------------------
 
     async def _precopy(self, pages: PageSet) -> None:
         """Send rounds until what is left may be left: the last collection, which nobody has sent, stays in `_unsent`."""
-        if self._tracker is None:
+        tracker = self._tracing.tracker
+        if tracker is None:
             self.report.stop_reason = f"No pre-copy in mode {self.options.mode}: the guest is stopped at once"
             return
         self._note("active")
@@ -176,8 +167,11 @@ class OutgoingMigration:
         began = time.monotonic()
         self._unsent = Collected(pages, PageSet.empty())
         while True:
-            done = await self._round_done(self._begin_round(self._unsent), self._unsent.written.pages)
-            self._unsent = self._known_to_destination(await in_thread(self._tracker.collect_and_clear))
+            if self._tracing.rolling is not None and not self.report.rounds:
+                done = await self._rolling_round(self._tracing.rolling, pages)
+            else:
+                done = await self._round_done(self._begin_round(self._unsent), self._unsent.written.pages)
+            self._unsent = self._known_to_destination(await in_thread(tracker.collect_and_clear))
             done.dirty_pages_after = self._unsent.written.pages
             self.report.rounds.append(done)
             verdict = convergence.judge(self.report.rounds, self.options.limits, time.monotonic() - began)
@@ -197,6 +191,13 @@ class OutgoingMigration:
             raise Cancelled("the migration did not converge", verdict.reason, "allow more time, or use --mode hybrid")
         if verdict.then == "postcopy" and self.options.mode == "precopy":
             self.options = replace(self.options, mode="hybrid")
+
+    async def _rolling_round(self, rolling: Rolling, expected: PageSet) -> Round:
+        """Send the first round, each chunk protected just before."""
+        self.progress.round, self.progress.remaining_pages = 1, expected.pages
+        done = await self._round_done(self._link.begin_rolling_round(rolling), expected.pages)
+        self._sent |= rolling.sent
+        return done
 
     def _begin_round(self, to_send: Collected) -> RoundBegun:
         begun = self._link.begin_round(to_send)
@@ -226,12 +227,12 @@ class OutgoingMigration:
         the resume; elsewhere all of them go during the stun anyway.
         """
         late = NOTHING
-        if self.options.mode == "hybrid" and self._tracker is not None:
+        if self.options.mode == "hybrid" and self._tracing.tracker is not None:
             for _ in range(hot_pages.WINDOWS):
                 await in_thread(self._take_in, late)
                 await in_thread(self._rehearse)
                 await asyncio.sleep(hot_pages.WINDOW_S)
-                late = await in_thread(self._tracker.collect_and_clear)
+                late = await in_thread(self._tracing.tracker.collect_and_clear)
         return late
 
     def _take_in(self, late: Collected) -> None:
@@ -317,8 +318,8 @@ class OutgoingMigration:
 
         On the loop, not in a thread: two changes of thread cost more than the scan of a small guest, and nothing else is due.
         """
-        if self._tracker is not None:
-            last = self._known_to_destination(self._tracker.collect_last())
+        if self._tracing.tracker is not None:
+            last = self._known_to_destination(self._tracing.tracker.collect_last())
             self._last_written = last.written
             return self._unsent | last
         memory = self._guest.memory
@@ -405,10 +406,9 @@ class OutgoingMigration:
         """Free the guest's memory here and put the report together."""
         self.status = Status.COMPLETED
         self.report.outcome = "completed"
-        self._accounting.finish(self.report, self._stun, self._link)
+        self._accounting.finish(self.report, self._stun, self._link, self._tracing.installed)
         self._link.close_pages()
-        if self._tracker is not None:
-            self._tracker.remove()
+        self._tracing.end(guest_lives=False)
         await in_thread(self._guest.terminate)
         try:
             await self._link.control.send(Released())
@@ -441,8 +441,7 @@ class OutgoingMigration:
         if not self._guest_died.is_set():
             self._guest.control.resume()
         await self._link.abort(error, self.status.value)
-        if self._tracker is not None:
-            await in_thread(self._tracker.remove)
+        await in_thread(lambda: self._tracing.end(guest_lives=not self._guest_died.is_set()))
         log.warning("guest=%s status=%s why=%s", self._guest.config.name, self.status.value, self.report.error)
         if isinstance(error, asyncio.CancelledError):
             raise Cancelled("the migration was cancelled", "the guest runs on here") from error

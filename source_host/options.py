@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pagefire.protocol.pages import GRANULE_PAGES
 from pagefire.source_host.convergence import Limits
+from pagefire.source_host.trace_install import InstallOptions
+from pagefire.source_host.tracking import Granularity
 
 
 @dataclass(frozen=True, slots=True)
 class MigrationOptions:
-    """The options of `pagefire migrate`, by their names there; times in seconds.
+    """The options of `pagefire migrate`, by their names there; times in seconds. `install_step_pages` is None for all at once.
 
     The timeouts bound the waits for a connection, for a shell guest (or digests) at the destination, and for READY. Where the last
     one passes before the commit point, the guest runs on here.
@@ -23,6 +26,11 @@ class MigrationOptions:
     on_limit: str | None = None
     streams: int = 1
     tracker: str = "auto"
+    install: str = "loose"
+    tracer: str = "host"
+    granularity: str = "4K"
+    install_step_pages: int | None = GRANULE_PAGES
+    install_most_loss: float | None = 0.03
     bitmap: str = "compacted"
     populate: bool = False
     verify: bool = False
@@ -31,6 +39,18 @@ class MigrationOptions:
     connect_timeout_s: float = 10.0
     setup_timeout_s: float = 120.0
     switchover_timeout_s: float = 10.0
+
+    @property
+    def trace_install(self) -> InstallOptions:
+        granularity = Granularity(self.granularity)
+        return InstallOptions(
+            self.install,
+            self.tracer,
+            granularity,
+            self.install_step_pages,
+            self.install_most_loss,
+            self.switchover_timeout_s,
+        )
 
     @property
     def limits(self) -> Limits:

@@ -7,8 +7,8 @@ One lock makes "mark and unprotect" and "take the marks and protect" exclude eac
 a mark and its unprotect: the page would be taken as dirty, protected while it still was, and then be unprotected by the late
 handler, and every later store to it would be lost.
 
-As in pagemap_tracker.py only granules that hold data are protected (protecting a hole installs a marker, so all of 64 GiB of holes
-takes 128 MiB of page tables), and the file is asked what has appeared in the gaps between them.
+Only known granules are protected (known_memory.py), at 4 KiB: for shared memory the kernel has no other synchronous protection.
+PAGEMAP_SCAN skips mappings that are not tracked asynchronously, and UFFDIO_WRITEPROTECT splits what is mapped by 2 MiB.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ import threading
 import numpy as np
 
 from pagefire.guest_workload.linux import userfaultfd
-from pagefire.protocol.pages import GRANULE_PAGES, PAGE_BYTES, PageSet, pages_of
-from pagefire.source_host.extents import data_among
+from pagefire.guest_workload.linux.calls import Calls
+from pagefire.protocol.pages import PAGE_BYTES, PageSet
+from pagefire.source_host.known_memory import KnownMemory
 from pagefire.source_host.tracking import Collected
 
 
@@ -33,10 +34,8 @@ class PageFireTracker:
     def __init__(self, uffd: int, address: int, memory_fd: int, memory_bytes: int) -> None:
         self._uffd = uffd
         self._address = address
-        self._memory_fd = memory_fd
         self._memory_bytes = memory_bytes
-        self._total_pages = pages_of(memory_bytes)
-        self._known = PageSet.empty()
+        self._known = KnownMemory(memory_fd, memory_bytes)
         self._fired: list[int] = []
         self._lock = threading.Lock()
         self._stop_reading, self._stop = os.pipe()
@@ -44,24 +43,32 @@ class PageFireTracker:
         self._removed = False
         self.fires = 0
 
-    def install(self) -> PageSet:
+    def register(self) -> PageSet:
         userfaultfd.register(self._uffd, self._address, self._memory_bytes, userfaultfd.Mode.WP)
         self._thread.start()
-        return self._adopt(data_among(self._memory_fd, PageSet.span(0, self._total_pages)))
+        return self._known.new_granules(self._known.appeared())
+
+    def protection(self, granules: PageSet, step_pages: int | None = None) -> Calls:
+        return userfaultfd.protect_calls(self._uffd, self._address, granules.steps(step_pages))
+
+    def adopt(self, granules: PageSet) -> PageSet:
+        return self._known.adopt(granules)
 
     def collect_and_clear(self) -> Collected:
-        appeared = self._appeared()
+        appeared = self._known.appeared()
         with self._lock:
             dirty = self._take_fired()
-            self._protect(dirty)
+            self.protection(dirty).issue()
         if appeared:
-            dirty |= self._adopt(appeared)
-        return self._classified(dirty)
+            granules = self._known.new_granules(appeared)
+            self.protection(granules).issue()
+            dirty |= self.adopt(granules)
+        return self._known.classified(dirty)
 
     def collect_last(self) -> Collected:
         with self._lock:
             dirty = self._take_fired()
-        return self._classified(dirty | self._appeared())
+        return self._known.classified(dirty | self._known.appeared())
 
     def remove(self) -> None:
         if self._removed:
@@ -74,28 +81,9 @@ class PageFireTracker:
         os.close(self._stop_reading)
         os.close(self._uffd)
 
-    def _adopt(self, appeared: PageSet) -> PageSet:
-        """Protect the granules around new data; gives the data in them. Protected first, looked at afterwards."""
-        granules = appeared.rounded(GRANULE_PAGES, self._total_pages) - self._known
-        self._protect(granules)
-        self._known |= granules
-        return data_among(self._memory_fd, granules)
-
-    def _protect(self, pages: PageSet) -> None:
-        for start, count in zip(pages.starts.tolist(), pages.counts.tolist(), strict=True):
-            self._set_protection(start, count, protect=True)
-
     def _take_fired(self) -> PageSet:
         fired, self._fired = self._fired, []
         return PageSet.of_pages(np.array(fired, np.int64))
-
-    def _appeared(self) -> PageSet:
-        """Find data in what was a gap."""
-        return data_among(self._memory_fd, PageSet.span(0, self._total_pages) - self._known)
-
-    def _classified(self, dirty: PageSet) -> Collected:
-        there = data_among(self._memory_fd, dirty)
-        return Collected(there, dirty - there)
 
     def _answer_fires(self) -> None:
         poll = select.poll()
@@ -111,13 +99,11 @@ class PageFireTracker:
                 self._fired += pages
                 self.fires += len(pages)
                 for page in pages:
-                    self._set_protection(page, 1, protect=False)
+                    self._unprotect(page)
 
-    def _set_protection(self, page: int, count: int, *, protect: bool) -> None:
+    def _unprotect(self, page: int) -> None:
         try:
-            userfaultfd.write_protect(
-                self._uffd, self._address + page * PAGE_BYTES, count * PAGE_BYTES, protect=protect
-            )
+            userfaultfd.write_protect(self._uffd, self._address + page * PAGE_BYTES, PAGE_BYTES, protect=False)
         except OSError:
             if not self._removed:
                 raise

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec
 
@@ -54,8 +54,11 @@ class PageStream:
     def sock(self) -> socket.socket:
         return self._sock
 
-    def begin_round(self, written: PageSet, holes: PageSet, round_number: int) -> asyncio.Future[None]:
-        """Let the thread send these pages and then the round's marker, from now on; `ended` awaits it."""
+    def begin_round(self, written: Iterable[PageSet], holes: PageSet, round_number: int) -> asyncio.Future[None]:
+        """Let the thread send these pages and then the round's marker, from now on; `ended` awaits it.
+
+        The thread iterates over `written`, so that a part may be made just before it is sent.
+        """
         return self._begin(self._send_round, written, holes, round_number)
 
     async def push(self, work: Callable[[PageStream], None]) -> None:
@@ -86,10 +89,11 @@ class PageStream:
         begun.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
         return begun
 
-    def _send_round(self, written: PageSet, holes: PageSet, round_number: int) -> None:
+    def _send_round(self, written: Iterable[PageSet], holes: PageSet, round_number: int) -> None:
         for batch in holes.batches(MAX_ZERO_PAGES, MAX_FRAME_RUNS):
             self._send_zero_pages(batch)
-        self.send_pages(written)
+        for part in written:
+            self.send_pages(part)
         self._write([self._connection.send(RoundEnd(round_number))])
 
     def send_pages(self, pages: PageSet) -> None:

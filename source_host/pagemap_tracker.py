@@ -2,10 +2,13 @@
 
 Facts (checked by probe). Holes count as written, so an unfiltered scan of a sparse guest installs page tables for all of it. A
 scan filtered by PRESENT loses a page that was written and then unmapped. Only the mask WRITTEN alone, with nothing beside it,
-reports such a page on every kernel. Consequence: memory is divided into *known* granules, which hold data, and gaps, which did not.
-Known granules are scanned with that one mask, holes in them included; in the gaps the file itself is asked (SEEK_DATA) whether
-data has appeared, and a granule in which it has becomes known, is protected, and is then read as wholly written. Cost: a clean
-granule 0.5 us a scan; a gap one system call, whatever its size.
+reports such a page on every kernel. Consequence: known granules (known_memory.py) are scanned with that one mask, holes in them
+included, and nothing else is scanned. Cost: a clean granule 0.5 us a scan; a gap one system call, whatever its size.
+
+Granularity. Protected at 4 KiB, memory has 4 KiB entries from then on: UFFDIO_WRITEPROTECT splits what is mapped by 2 MiB. At
+2 MiB, by PAGEMAP_SCAN, huge mappings stay and an installation costs a fortieth; but the first store to such a granule makes all of
+its pages read written. So a granule that fired is *broken down*: one UFFDIO_WRITEPROTECT lays 4 KiB entries, in this round it is
+sent whole, and from the next on its dirty pages are exact. That call clears without reporting; the granule is copied after it.
 
 What no tracker here sees: a page that the guest gives back (MADV_REMOVE) without having written it since the last collection. The
 kernel keeps its protection, so it reads clean, and the destination keeps the contents that the guest has given up.
@@ -18,10 +21,10 @@ import os
 import numpy as np
 
 from pagefire.guest_workload.linux import pagemap, userfaultfd
-from pagefire.guest_workload.linux.selftest import PROTECT, WRITTEN_ONLY
+from pagefire.guest_workload.linux.calls import Calls
 from pagefire.protocol.pages import GRANULE_PAGES, PAGE_BYTES, PageSet, pages_of
-from pagefire.source_host.extents import data_among
-from pagefire.source_host.tracking import Collected
+from pagefire.source_host.known_memory import KnownMemory
+from pagefire.source_host.tracking import Collected, Granularity
 
 
 class PagemapTracker:
@@ -29,31 +32,58 @@ class PagemapTracker:
 
     name = "pagemap-scan"
 
-    def __init__(self, uffd: int, pid: int, address: int, memory_fd: int, memory_bytes: int) -> None:
+    def __init__(
+        self,
+        uffd: int,
+        pid: int,
+        address: int,
+        memory_fd: int,
+        memory_bytes: int,
+        granularity: Granularity = Granularity.PAGE,
+    ) -> None:
         self._uffd: int | None = uffd
         self._address = address
-        self._memory_fd = memory_fd
+        self._granularity = granularity
         self._memory_bytes = memory_bytes
-        self._total_pages = pages_of(memory_bytes)
         self._pagemap_fd = pagemap.open_pagemap(pid)
         self._scanner = pagemap.Scanner(self._pagemap_fd)
-        self._known = PageSet.empty()
-        self._solid = PageSet.empty()
+        self._known = KnownMemory(memory_fd, memory_bytes)
+        #: Granules that are protected as a whole: a store anywhere in one makes all of it read written.
+        self._coarse = PageSet.empty()
+        self.fires = 0
 
-    def install(self) -> PageSet:
+    def register(self) -> PageSet:
         assert self._uffd is not None
         userfaultfd.register(self._uffd, self._address, self._memory_bytes, userfaultfd.Mode.WP)
-        return self._adopt(data_among(self._memory_fd, PageSet.span(0, self._total_pages)))
+        return self._known.new_granules(self._known.appeared())
+
+    def protection(self, granules: PageSet, step_pages: int | None = None) -> Calls:
+        assert self._uffd is not None
+        steps = granules.steps(step_pages)
+        if self._granularity is Granularity.PAGE:
+            return userfaultfd.protect_calls(self._uffd, self._address, steps)
+        return pagemap.protect_calls(self._pagemap_fd, self._address, steps)
+
+    def adopt(self, granules: PageSet) -> PageSet:
+        if self._granularity is not Granularity.PAGE:
+            self._coarse |= granules
+        return self._known.adopt(granules)
 
     def collect_and_clear(self) -> Collected:
-        appeared = self._appeared()
-        dirty = self._written(self._known, PROTECT)
+        appeared = self._known.appeared()
+        dirty = self._written(self._known.granules, pagemap.PROTECT)
+        fired = self._break_down(dirty)
+        self.fires += (dirty - fired).pages + fired.pages // GRANULE_PAGES
+        dirty |= fired
         if appeared:
-            dirty |= self._adopt(appeared)
-        return self._classified(dirty)
+            granules = self._known.new_granules(appeared)
+            self.protection(granules).issue()
+            dirty |= self.adopt(granules)
+        return self._known.classified(dirty)
 
     def collect_last(self) -> Collected:
-        return self._classified(self._written(self._known, pagemap.Flag.CHECK_WPASYNC) | self._appeared())
+        written = self._written(self._known.granules, pagemap.Flag.CHECK_WPASYNC)
+        return self._known.classified(written | self._known.appeared())
 
     def remove(self) -> None:
         if self._uffd is not None:
@@ -61,24 +91,15 @@ class PagemapTracker:
             os.close(self._pagemap_fd)
             self._uffd = None
 
-    def _appeared(self) -> PageSet:
-        """Find data in what was a gap."""
-        return data_among(self._memory_fd, PageSet.span(0, self._total_pages) - self._known)
-
-    def _classified(self, dirty: PageSet) -> Collected:
-        # Only a granule that had holes can have reported one: elsewhere the file need not be asked.
-        doubtful = dirty - self._solid
-        holes = doubtful - data_among(self._memory_fd, doubtful) if doubtful else doubtful
-        return Collected(dirty - holes, holes)
-
-    def _adopt(self, appeared: PageSet) -> PageSet:
-        """Make the granules around new data known; gives the data in them. Protected first, looked at afterwards."""
-        granules = appeared.rounded(GRANULE_PAGES, self._total_pages) - self._known
-        self._written(granules, PROTECT)
-        extents = data_among(self._memory_fd, granules)
-        self._known |= granules
-        self._solid |= _whole_granules(extents)
-        return extents
+    def _break_down(self, dirty: PageSet) -> PageSet:
+        """Protect the coarse granules that fired page by page from now on; gives all their pages."""
+        assert self._uffd is not None
+        if not (dirty and self._coarse):
+            return PageSet.empty()
+        fired = (dirty & self._coarse).rounded(GRANULE_PAGES, pages_of(self._memory_bytes))
+        userfaultfd.protect_calls(self._uffd, self._address, fired.steps(GRANULE_PAGES)).issue()
+        self._coarse -= fired
+        return fired
 
     def _written(self, ranges: PageSet, flags: pagemap.Flag) -> PageSet:
         """Find the pages of some granules that were written (or are holes), and treat them as the flags say."""
@@ -86,7 +107,7 @@ class PagemapTracker:
         for start, stop in zip(ranges.starts.tolist(), ranges.stops.tolist(), strict=True):
             regions = self._scanner.scan(
                 self._address + start * PAGE_BYTES, self._address + stop * PAGE_BYTES,
-                flags=flags, require=WRITTEN_ONLY, give=WRITTEN_ONLY,
+                flags=flags, require=pagemap.WRITTEN_ONLY, give=pagemap.WRITTEN_ONLY,
             )  # fmt: skip
             pages = ((regions[:, :2] - np.uint64(self._address)) // np.uint64(PAGE_BYTES)).astype(np.int64)
             starts.append(pages[:, 0])
@@ -94,9 +115,3 @@ class PagemapTracker:
         if not starts:
             return PageSet.empty()
         return PageSet.of_runs(np.concatenate(starts), np.concatenate(stops))
-
-
-def _whole_granules(extents: PageSet) -> PageSet:
-    """Give the granules that have no hole: the part of each extent between its first and its last granule boundary."""
-    starts = -(-extents.starts // GRANULE_PAGES) * GRANULE_PAGES
-    return PageSet.of_runs(starts, extents.stops // GRANULE_PAGES * GRANULE_PAGES)

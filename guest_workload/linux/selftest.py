@@ -17,10 +17,6 @@ _MADV_DONTNEED = 4
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
-#: The mask that takes the kernel's fast path: an empty entry counts as written on every version (no other mask may be added).
-WRITTEN_ONLY = pagemap.Category.WRITTEN
-PROTECT = pagemap.Flag.WP_MATCHING | pagemap.Flag.CHECK_WPASYNC
-
 
 class Trial(NamedTuple):
     name: str
@@ -53,7 +49,7 @@ def _trials(memory: memfd.Mapping, scanner: pagemap.Scanner) -> list[Trial]:
     def collect() -> set[int]:
         regions = scanner.scan(
             memory.address, memory.address + memory.size_bytes,
-            flags=PROTECT, require=WRITTEN_ONLY, give=WRITTEN_ONLY,
+            flags=pagemap.PROTECT, require=pagemap.WRITTEN_ONLY, give=pagemap.WRITTEN_ONLY,
         )  # fmt: skip
         pages = ((regions[:, :2] - memory.address) // PAGE_BYTES).tolist()
         return {page for start, stop in pages for page in range(start, stop)}

@@ -19,6 +19,9 @@ import struct
 import numpy as np
 import numpy.typing as npt
 
+from pagefire.guest_workload.linux.calls import Calls, packed
+from pagefire.protocol.pages import PAGE_BYTES, PageRanges
+
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.ioctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p)
 
@@ -164,6 +167,15 @@ def write_protect(fd: int, address: int, size_bytes: int, *, protect: bool) -> N
     _ioctl_or_raise(
         fd, _UFFDIO_WRITEPROTECT, _WRITEPROTECT.pack(address, size_bytes, int(protect)), "UFFDIO_WRITEPROTECT"
     )
+
+
+def protect_calls(fd: int, address: int, ranges: PageRanges) -> Calls:
+    """List the calls that protect ranges of memory that begins at `address`, page by page: 2 MiB mappings in it are split."""
+    words = np.empty((len(ranges.starts), 3), np.uint64)
+    words[:, 0] = ranges.starts * PAGE_BYTES + address
+    words[:, 1] = ranges.counts * PAGE_BYTES
+    words[:, 2] = 1
+    return Calls(fd, _UFFDIO_WRITEPROTECT, packed(words), "UFFDIO_WRITEPROTECT")
 
 
 def continue_range(fd: int, address: int, size_bytes: int) -> tuple[int, int]:

@@ -23,8 +23,8 @@ def test_fields_lie_where_they_are_documented() -> None:
     control.interval_ns = 1234
     control.throttle_ns = 5
     control.registers[2, 15] = 99
-    raw = os.pread(control.fd, 1 << 22, 0)
-    assert len(raw) == 4096 + 3 * (4096 + 32_768 * 8)
+    raw = os.pread(control.fd, 1 << 23, 0)
+    assert len(raw) == 4096 + 3 * (4096 + 32_768 * 16)
 
     def u32(at: int) -> int:
         return int.from_bytes(raw[at : at + 4], "little")
@@ -33,7 +33,7 @@ def test_fields_lie_where_they_are_documented() -> None:
         return int.from_bytes(raw[at : at + 8], "little")
 
     assert raw[:8] == b"PAGEFIRE"
-    assert (u32(8), u32(12)) == (1, 3)
+    assert (u32(8), u32(12)) == (2, 3)
     assert (u32(64), u32(68)) == (RunState.PAUSE, 0)
     assert u32(72) == 2  # two changes rang the doorbell
     assert u32(128) == 2
@@ -131,12 +131,13 @@ def test_buckets_hold_what_the_ring_still_holds() -> None:
     newest = 5 * layout.RING_BUCKETS + 3
     for vcpu, commits in ((0, 4), (1, 6)):
         control._newest_buckets[vcpu] = newest
-        control._ring[vcpu, newest % layout.RING_BUCKETS * 2] = commits
-        control._ring[vcpu, newest % layout.RING_BUCKETS * 2 + 1] = commits * 1000
+        slot = newest % layout.RING_BUCKETS * layout.SLOT_BYTES // 4
+        control._ring[vcpu, slot : slot + 3] = commits, commits * 1000, commits * 100
     window = control.buckets((newest - 2) * ten_ms, (newest + 2) * ten_ms)
     assert window.tolist() == [0, 0, 10, 0]
     assert control.longest_gap_ns(newest * ten_ms, (newest + 1) * ten_ms) == 6000
     assert control.longest_gaps_ns(newest * ten_ms, (newest + 1) * ten_ms).tolist() == [4000, 6000]
+    assert control.longest_guest_gap_ns(newest * ten_ms, (newest + 1) * ten_ms) == 600
     older = newest - layout.RING_BUCKETS
     assert control.buckets(older * ten_ms, (older + 1) * ten_ms).tolist() == [0]
     assert control.buckets(older * ten_ms, older * ten_ms).tolist() == []

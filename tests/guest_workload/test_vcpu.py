@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from pagefire.guest_workload.control_block import BUCKET_NS, VcpuState, now_ns
+from pagefire.guest_workload.control_block import ANY_COMMIT_NS, BUCKET_NS, VcpuState, now_ns
 from tests.guest_workload.conftest import MachineMaker
 
 
@@ -130,3 +130,26 @@ def test_first_commits_are_of_the_last_resume(machine: MachineMaker) -> None:
     guest.control.stop_at = 0
     time.sleep(0.05)
     assert (guest.control.first_commits_ns() >= resumed_ns).all()
+
+
+def test_a_pause_is_a_gap_of_the_whole_guest(machine: MachineMaker) -> None:
+    guest = machine("random", 3)
+    guest.run_for(0.03)
+    began_ns = now_ns()
+    time.sleep(0.03)
+    guest.run_for(0.03)
+    gap_ns = guest.control.longest_guest_gap_ns(began_ns, now_ns() + BUCKET_NS)
+    assert 30_000_000 <= gap_ns < now_ns() - began_ns + 30_000_000
+
+
+def test_a_gap_of_the_guest_is_a_gap_of_each_vcpu(machine: MachineMaker) -> None:
+    guest = machine("random", 3, interval_ns=3_000_000)
+    guest.control.resume()
+    time.sleep(0.1)
+    began_ns = now_ns()
+    time.sleep(0.3)
+    until_ns = now_ns()
+    time.sleep(0.1)
+    guest.pause()
+    gap_ns = guest.control.longest_guest_gap_ns(began_ns, until_ns)
+    assert 0 < gap_ns <= guest.control.longest_gaps_ns(began_ns, until_ns + BUCKET_NS).min() + ANY_COMMIT_NS

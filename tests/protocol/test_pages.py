@@ -106,6 +106,19 @@ def test_rounded_widens_to_units_within_the_limit(chosen: set[int], unit_pages: 
     assert as_set(rounded) == {page for page in range(limit_pages) if page // unit_pages in units}
 
 
+@given(numbers, st.integers(1, 40) | st.none())
+def test_steps_cover_the_set_and_cross_no_multiple(chosen: set[int], step_pages: int | None) -> None:
+    whole = PageSet.of_pages(sorted(chosen))
+    starts, counts = whole.steps(step_pages)
+    assert (counts > 0).all()
+    assert PageSet.of_runs(starts, starts + counts) == whole
+    assert int(counts.sum()) == whole.pages
+    if step_pages is None:
+        assert starts.tolist() == whole.starts.tolist()
+    else:
+        assert (starts // step_pages == (starts + counts - 1) // step_pages).all()
+
+
 def test_rounded_to_granules() -> None:
     pages = PageSet.of_pages([0, GRANULE_PAGES * 3 + 1])
     assert pages.rounded(GRANULE_PAGES, GRANULE_PAGES * 3 + 9) == PageSet(

@@ -17,6 +17,7 @@ from pagefire.protocol.units import (
     parse_cpu_list,
     parse_duration,
     parse_rate,
+    parse_share,
     parse_size,
     parse_working_set,
 )
@@ -74,6 +75,10 @@ def test_a_working_set_is_never_more_than_an_odd_memory() -> None:
     assert parse_working_set("100%", 5000) == 5000
 
 
+def test_shares_are_numbers_up_to_one() -> None:
+    assert [parse_share(typed) for typed in ("50%", "100%", "0.5 %")] == [0.5, 1.0, 0.005]
+
+
 @pytest.mark.parametrize(
     ("typed", "cpus"), [("0", (0,)), ("0,2-3", (0, 2, 3)), ("3, 1 - 2,2", (1, 2, 3)), ("8191", (8191,))]
 )
@@ -106,6 +111,9 @@ def test_cpu_lists(typed: str, cpus: tuple[int, ...]) -> None:
         (lambda typed: parse_working_set(typed, GIB), "0", "no working set"),
         (lambda typed: parse_working_set(typed, GIB), "5Q%", "share"),
         (lambda typed: parse_working_set(typed, GIB), "five", "number"),
+        (parse_share, "101%", "at most 100%"),
+        (parse_share, "0%", "above 0%"),
+        (parse_share, "0.5", "share"),
         (parse_cpu_list, "", "neither a CPU nor a range"),
         (parse_cpu_list, "1,,2", "neither a CPU nor a range"),
         (parse_cpu_list, "3-1", "ends before it begins"),

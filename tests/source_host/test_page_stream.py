@@ -170,7 +170,7 @@ async def test_an_abort_in_the_middle_ends_both_threads(make_memory: MemoryMaker
         # More than can be under way at once.
         here.array[::PAGE_BYTES] = 1
         sending = asyncio.create_task(
-            link.streams[0].ended(link.streams[0].begin_round(PageSet.span(0, here.pages), NONE, 1))
+            link.streams[0].ended(link.streams[0].begin_round([PageSet.span(0, here.pages)], NONE, 1))
         )
         # A task that is cancelled before its first step never runs, and aborts nothing.
         await asyncio.sleep(0)
@@ -189,7 +189,7 @@ async def test_a_receiver_that_goes_away_is_a_lost_link(make_memory: MemoryMaker
     here.array[::PAGE_BYTES] = 1
     async with PageLink(here, there) as link:
         sending = asyncio.create_task(
-            link.streams[0].ended(link.streams[0].begin_round(PageSet.span(0, here.pages), NONE, 1))
+            link.streams[0].ended(link.streams[0].begin_round([PageSet.span(0, here.pages)], NONE, 1))
         )
         await eventually(lambda: link.streams[0].sent_bytes)
         link.receivers[0]._sock.shutdown(2)

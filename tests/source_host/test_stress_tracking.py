@@ -24,6 +24,7 @@ from tests.support.memory import contents
 from tests.support.memory_user import MemoryUser
 from tests.support.page_link import PageLink
 from tests.support.swap import swapped_out_pages, zram_swap
+from tests.support.tracing import install_at_once
 
 pytestmark = pytest.mark.kernel
 
@@ -125,7 +126,7 @@ class Migration:
     async def begin(self) -> None:
         """Install tracing beside the writers and send what there is."""
         self.link = PageLink(self.here, self.there, streams=2)
-        await self._send(self._tracker.install(), PageSet.empty())
+        await self._send(install_at_once(self._tracker), PageSet.empty())
 
     async def run_and_stop(self, *, for_good: bool) -> PageSet:
         """Let the writers write over some rounds, stop them, send the rest; gives the pages that are wrong at the destination."""

@@ -12,13 +12,15 @@ import pytest
 from pagefire.guest_workload.linux import memfd, userfaultfd
 from pagefire.protocol.errors import FeatureMissing
 from pagefire.protocol.pages import GRANULE_PAGES, PageSet
-from pagefire.source_host import tracking
+from pagefire.source_host import tracker_choice, tracking
 from pagefire.source_host.page_fire_tracker import PageFireTracker
 from pagefire.source_host.pagemap_tracker import PagemapTracker
-from pagefire.source_host.tracking import Collected, DirtyTracker, choose_tracker
+from pagefire.source_host.tracker_choice import choose_tracker
+from pagefire.source_host.tracking import Collected, DirtyTracker
 from tests.conftest import MemoryMaker
 from tests.support.kernel import need_pagemap_scan, need_userfaultfd
 from tests.support.memory_user import MemoryUser
+from tests.support.tracing import install_at_once
 
 pytestmark = pytest.mark.kernel
 
@@ -65,7 +67,7 @@ def test_install_gives_what_there_is(make_memory: MemoryMaker, make_tracker: Tra
     tracker = make_tracker(memory)
     there = [0, 1, 5, GRANULE_PAGES - 1, GRANULE_PAGES, 3 * GRANULE_PAGES, PAGES - 1]
     user.store(there, 1)
-    assert tracker.install() == pages(*there)
+    assert install_at_once(tracker) == pages(*there)
     assert memfd.data_extents(memory.fd) == pages(*there)
     assert_clean(tracker)
 
@@ -75,7 +77,7 @@ def test_written_pages_are_collected_once(
 ) -> None:
     tracker = make_tracker(make_memory(PAGES))
     user.store(range(GRANULE_PAGES + 9), 1)
-    tracker.install()
+    install_at_once(tracker)
     user.store([0, 7, 8, 9, GRANULE_PAGES, GRANULE_PAGES + 8], 2)
     user.load(range(GRANULE_PAGES))
     user.store([7], 3)
@@ -102,7 +104,7 @@ def test_a_first_write_into_a_hole_is_collected(
 ) -> None:
     tracker = make_tracker(make_memory(PAGES))
     user.store([0, 1, 4 * GRANULE_PAGES], 1)
-    tracker.install()
+    install_at_once(tracker)
     user.store([hole], 2)
     assert tracker.collect_and_clear().written == pages(hole)
     assert_clean(tracker)
@@ -118,7 +120,7 @@ def test_holes_that_nobody_wrote_are_not_written(
     memory = make_memory(PAGES)
     tracker = make_tracker(memory)
     user.store(range(0, 2 * GRANULE_PAGES, 3), 1)
-    there = tracker.install()
+    there = install_at_once(tracker)
     user.store([0], 2)
     collected = tracker.collect_and_clear()
     assert collected.written == pages(0)
@@ -131,7 +133,7 @@ def test_pages_written_and_then_zapped_are_collected(
 ) -> None:
     tracker = make_tracker(make_memory(PAGES))
     user.store(range(GRANULE_PAGES), 1)
-    tracker.install()
+    install_at_once(tracker)
     user.store([4, 5, 6, 3 * GRANULE_PAGES], 2)
     user.zap([5, 6, 3 * GRANULE_PAGES])
     assert tracker.collect_and_clear().written == pages(4, 5, 6, 3 * GRANULE_PAGES)
@@ -149,7 +151,7 @@ def test_a_granule_written_and_then_zapped_at_once_is_collected(
     tracker = make_tracker(make_memory(PAGES))
     granule = range(GRANULE_PAGES, 2 * GRANULE_PAGES)
     user.store(range(3 * GRANULE_PAGES), 1)
-    tracker.install()
+    install_at_once(tracker)
     user.store(granule, 2)
     user.zap_run(granule.start, len(granule))
     assert tracker.collect_and_clear().written == PageSet.span(granule.start, granule.stop)
@@ -164,7 +166,7 @@ def test_the_last_collection_gives_the_same_and_protects_nothing(
 ) -> None:
     tracker = make_tracker(make_memory(PAGES))
     user.store(range(9), 1)
-    tracker.install()
+    install_at_once(tracker)
     user.store([2, 3, 5, 20, 5 * GRANULE_PAGES], 2)
     user.punch([5])
     last = tracker.collect_last()
@@ -175,7 +177,7 @@ def test_the_last_collection_gives_the_same_and_protects_nothing(
 def test_a_zap_alone_writes_nothing(make_memory: MemoryMaker, make_tracker: TrackerMaker, user: MemoryUser) -> None:
     tracker = make_tracker(make_memory(PAGES))
     user.store(range(64), 1)
-    tracker.install()
+    install_at_once(tracker)
     user.zap(range(16))
     user.load(range(8))
     assert_clean(tracker)
@@ -188,7 +190,7 @@ def test_writes_that_the_kernel_makes_for_the_guest(
 ) -> None:
     tracker = make_tracker(make_memory(PAGES))
     user.store(range(16), 1)
-    tracker.install()
+    install_at_once(tracker)
     if tracker.name == "page-fire":
         # Opened for user mode only, so the kernel's store does not wait for a handler: it is refused, not lost.
         assert user.read_into(3, b"x" * 100) == errno.EFAULT
@@ -204,7 +206,7 @@ def test_pages_that_the_guest_gave_back_are_holes(
 ) -> None:
     tracker = make_tracker(make_memory(PAGES))
     user.store(range(0, GRANULE_PAGES, 2), 1)
-    tracker.install()
+    install_at_once(tracker)
     user.store([4, 6, 8, 5], 2)
     user.punch([4, 6])
     collected = tracker.collect_and_clear()
@@ -223,7 +225,7 @@ def test_removal_leaves_no_tracing(make_memory: MemoryMaker, make_tracker: Track
     tracker = make_tracker(memory)
     user.store(range(32), 1)
     assert "uw" not in user.memory_flags()
-    tracker.install()
+    install_at_once(tracker)
     assert "uw" in user.memory_flags()
     user.store([2], 2)
     tracker.remove()
@@ -241,13 +243,13 @@ def test_a_guest_is_tracked_again_after_a_removal(
     memory = make_memory(PAGES)
     first = make_tracker(memory)
     user.store(range(10), 1)
-    first.install()
+    install_at_once(first)
     user.store([1], 2)
     first.remove()
     user.store([2], 2)
     second = tracker_of(first.name, user, memory)
     try:
-        assert second.install() == PageSet.span(0, 10)
+        assert install_at_once(second) == PageSet.span(0, 10)
         assert_clean(second)
         user.store([3, 11], 2)
         assert second.collect_and_clear().written == pages(3, 11)
@@ -267,7 +269,7 @@ def test_a_sparse_guest_costs_what_it_holds(
     before_bytes = user.page_table_bytes()
     there = [number * 1_000_003 for number in range(16)]
     user.store(there, 1)
-    assert tracker.install() == pages(*there)
+    assert install_at_once(tracker) == pages(*there)
     # A table for each page of all 64 GiB would take 128 MiB.
     assert user.page_table_bytes() - before_bytes < 1 << 20
     began = time.monotonic()
@@ -298,7 +300,7 @@ def test_fires_are_counted(make_memory: MemoryMaker, user: MemoryUser) -> None:
     user.store(range(20), 1)
     tracker = tracker_of("page-fire", user, memory)
     assert isinstance(tracker, PageFireTracker)
-    tracker.install()
+    install_at_once(tracker)
     user.store([1, 2, 3], 2)
     user.store([1, 2, 3], 3)
     assert tracker.fires == 3
@@ -325,7 +327,7 @@ def test_a_kernel_that_loses_writes_gets_page_fires(monkeypatch: pytest.MonkeyPa
     from pagefire.guest_workload.linux.selftest import Trial
 
     failed = [Trial("a written page reads written", False, "lost [5], invented []"), Trial("another", True, "")]
-    monkeypatch.setattr(tracking, "tracking_self_test", lambda: failed)
+    monkeypatch.setattr(tracker_choice, "tracking_self_test", lambda: failed)
     choice = choose_tracker()
     assert choice.name == "page-fire"
     assert choice.reason == "a written page reads written: lost [5], invented []"

@@ -93,7 +93,7 @@ class PageLink:
         async with asyncio.timeout(_PATIENCE_S), asyncio.TaskGroup() as group:
             for index, (stream, part) in enumerate(zip(self.streams, parts, strict=True)):
                 zero = holes if holes is not None and index == 0 else PageSet.empty()
-                group.create_task(stream.ended(stream.begin_round(part, zero, self.rounds)))
+                group.create_task(stream.ended(stream.begin_round([part], zero, self.rounds)))
             for _ in self.streams:
                 assert await self._markers.get() == self.rounds
 

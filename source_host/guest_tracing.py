@@ -1,0 +1,53 @@
+"""The tracing of one guest during one migration: begun with the tracker that this host gets, ended whatever happens.
+
+Ended means that the guest is as fast as it was before: nothing protected, and huge mappings given back that tracing has split.
+"""
+
+from __future__ import annotations
+
+import contextlib
+
+from pagefire.guest_workload.guest_process import GuestProcess
+from pagefire.protocol.errors import GuestError
+from pagefire.protocol.pages import PageSet
+from pagefire.source_host.known_memory import data_among
+from pagefire.source_host.trace_install import Installed, InstallOptions, Rolling, install
+from pagefire.source_host.tracker_choice import TrackerChoice, make_tracker
+from pagefire.source_host.tracking import DirtyTracker
+
+
+class GuestTracing:
+    """Blocking calls, for a thread. `tracker` is None before `begin` and where nothing is traced."""
+
+    def __init__(self, guest: GuestProcess) -> None:
+        self._guest = guest
+        self.tracker: DirtyTracker | None = None
+        #: A rolling install, to be done by the first round.
+        self.rolling: Rolling | None = None
+        self._installed: Installed | None = None
+
+    def begin(self, choice: TrackerChoice, options: InstallOptions) -> PageSet:
+        """Protect all that holds data, or prepare to do it as the first round goes; gives the pages that have contents."""
+        # Set before anything else is done: a cancellation meanwhile must not lose its descriptors.
+        self.tracker = make_tracker(self._guest, choice, options.granularity)
+        granules = self.tracker.register()
+        if options.policy == "rolling":
+            self.rolling = Rolling(self.tracker, options, granules)
+            return data_among(self._guest.memory.fd, granules)
+        self._installed = install(self.tracker, self._guest, options, granules)
+        return self.tracker.adopt(granules)
+
+    @property
+    def installed(self) -> Installed | None:
+        """Tell how tracing was installed, once it is."""
+        return self.rolling.installed if self.rolling is not None else self._installed
+
+    def end(self, *, guest_lives: bool) -> None:
+        """Remove it; more than once does nothing."""
+        if self.tracker is None:
+            return
+        self.tracker.remove()
+        if guest_lives:
+            # A guest that dies at this moment has no mappings to be given back.
+            with contextlib.suppress(GuestError):
+                self._guest.give_back_huge_mappings()

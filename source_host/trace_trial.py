@@ -1,0 +1,140 @@
+"""One trial of tracing, without a migration: what installing, firing, collecting and removing cost a running guest.
+
+The windows follow one another: before (nothing is traced), install, traced (the dirty pages are collected every period, as rounds
+would), after. A window's rate is the commits that all vCPUs counted in it over its length.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pagefire.guest_workload.control_block import BUCKET_NS, now_ns
+from pagefire.guest_workload.guest_process import GuestProcess
+from pagefire.protocol.errors import PagefireError
+from pagefire.protocol.report import TraceInstall
+from pagefire.source_host.trace_install import InstallOptions, cost_of_install, install
+from pagefire.source_host.tracker_choice import TrackerChoice, make_tracker
+
+_INTERRUPTS = Path("/proc/interrupts")
+
+
+@dataclass(frozen=True, slots=True)
+class TrialTimes:
+    """How long each window lasts, and how far the collections lie apart; seconds."""
+
+    before_s: float
+    traced_s: float
+    after_s: float
+    period_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class TraceTrial:
+    """What one trial measured.
+
+    Rates are commits per second of the whole guest in the four windows. `gap_before_s` is the longest time without a commit of any
+    vCPU before anything was traced. `fires` are first stores to something protected, in the traced window and the install, and
+    `fire_s` is what one cost: the time that the guest's running vCPUs lost against `rate_before_per_s`, by the fires; None where
+    the guest lost nothing (a paced one makes up for it). `scan_s` is the median of the collections, `dirty_pages` that of what they
+    found. `remove_s`: ending it, huge mappings given back. `tlb_shootdowns` counts the CPUs' interrupts of that kind during the
+    install, of all processes; None where the kernel does not tell.
+    """
+
+    install: TraceInstall
+    gap_before_s: float
+    rate_before_per_s: float
+    rate_install_per_s: float
+    rate_traced_per_s: float
+    rate_after_per_s: float
+    fires: int
+    fire_s: float | None
+    scan_s: float
+    dirty_pages: int
+    remove_s: float
+    granules_left_small: int
+    tlb_shootdowns: int | None
+
+
+class _Window:
+    """Counts the guest's commits from its making to `rate_per_s`."""
+
+    def __init__(self, guest: GuestProcess) -> None:
+        self._control = guest.control
+        self.began_ns, self._commits = now_ns(), guest.control.commits()
+
+    def rate_per_s(self) -> float:
+        """Give commits per second since the beginning."""
+        commits, ended_ns = self._control.commits(), now_ns()
+        return (commits - self._commits) / max(ended_ns - self.began_ns, 1) * 1e9
+
+
+def run_trial(
+    guest: GuestProcess, choice: TrackerChoice, options: InstallOptions, times: TrialTimes, running_vcpus: int
+) -> TraceTrial:
+    """Measure one way of tracing on a guest that runs; it is as it was afterwards. `running_vcpus` can be busy at a time.
+
+    Blocks for the sum of the windows and more. Raises FeatureMissing, GuestError.
+    """
+    if options.policy == "rolling":
+        raise PagefireError(
+            "a rolling install cannot be tried without a migration", "it goes as the first round's pages go", "use demo"
+        )
+    before = _Window(guest)
+    time.sleep(times.before_s)
+    rate_before_per_s = before.rate_per_s()
+    gap_before_ns = guest.control.longest_guest_gap_ns(before.began_ns + BUCKET_NS, now_ns())
+    tracker = make_tracker(guest, choice, options.granularity)
+    try:
+        granules = tracker.register()
+        shootdowns = tlb_shootdowns()
+        installed = install(tracker, guest, options, granules)
+        rate_install_per_s = installed.commits / max(installed.ended_ns - installed.began_ns, 1) * 1e9
+        shot = tlb_shootdowns()
+        tracker.adopt(granules)
+        scans_s, dirty, traced = [], [], _Window(guest)
+        deadline = time.monotonic() + times.traced_s
+        while time.monotonic() < deadline:
+            time.sleep(times.period_s)
+            began = time.perf_counter()
+            collected = tracker.collect_and_clear()
+            scans_s.append(time.perf_counter() - began)
+            dirty.append(collected.written.pages)
+        rate_traced_per_s = traced.rate_per_s()
+        lost_s = (1 - rate_traced_per_s / rate_before_per_s) * (now_ns() - traced.began_ns) / 1e9 * running_vcpus
+        fires = tracker.fires
+        cost = cost_of_install(guest.control, installed)
+    finally:
+        began = time.perf_counter()
+        tracker.remove()
+        left = guest.give_back_huge_mappings()
+        remove_s = time.perf_counter() - began
+    after = _Window(guest)
+    time.sleep(times.after_s)
+    return TraceTrial(
+        install=cost,
+        gap_before_s=gap_before_ns / 1e9,
+        rate_before_per_s=rate_before_per_s,
+        rate_install_per_s=rate_install_per_s,
+        rate_traced_per_s=rate_traced_per_s,
+        rate_after_per_s=after.rate_per_s(),
+        fires=fires,
+        fire_s=lost_s / fires if fires and lost_s > 0 else None,
+        scan_s=float(np.median(scans_s)),
+        dirty_pages=int(np.median(dirty)),
+        remove_s=remove_s,
+        granules_left_small=left,
+        tlb_shootdowns=shot - shootdowns if shot is not None and shootdowns is not None else None,
+    )
+
+
+def tlb_shootdowns() -> int | None:
+    """Count the TLB shootdown interrupts of all CPUs since the machine started; None where the kernel does not tell."""
+    for line in _INTERRUPTS.read_text(encoding="ascii").splitlines():
+        name, _, rest = line.partition(":")
+        if name.strip() == "TLB":
+            return sum(int(word) for word in rest.split() if word.isdigit())
+    return None
