@@ -197,6 +197,41 @@ def trace(
 
 
 @app.command()
+def bitmap(
+    guest: Annotated[str, typer.Option("--guest", help="Sizes of guests, by commas.")] = "1GiB,64GiB,6TiB",
+    pages: Annotated[
+        str, typer.Option("--pages", help="Numbers of pages left, by commas.")
+    ] = "0,100,1000,10000,100000,200000,1000000,10000000",
+    scatter: Annotated[str, typer.Option("--scatter", help="How they lie, by commas.")] = "one-run,clustered,uniform",
+    repetitions: Annotated[int, typer.Option("--repetitions", help="Of each case, at most.")] = 9,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the pages that are drawn.")] = 1,
+    json_file: o.JsonFile = None,
+    report_dir: Annotated[
+        Path | None, typer.Option("--report", help="Write bitmap.json and bitmap.png into this folder.")
+    ] = None,
+) -> None:
+    """Measure what the bitmap at switchover costs, by guest, pages left and how they lie."""
+    from pagefire.scripts.bitmap_plot import BITMAP_FILES, write_bitmap_folder
+    from pagefire.scripts.bitmap_sets import parse_cases
+    from pagefire.scripts.bitmap_table import measure_table, print_table
+    from pagefire.scripts.report_folder import refuse_foreign
+
+    cases = parse_cases(guest, pages, scatter)
+    _require_writable(json_file)
+    if report_dir is not None:
+        refuse_foreign(report_dir, BITMAP_FILES)
+    with _screen.status("") as status:
+        result = measure_table(cases, repetitions, seed, lambda case: status.update(f"measuring {case}"))
+    rows = result["rows"]
+    if json_file is not None:
+        _write_json(rows[0] if len(rows) == 1 else result, json_file)
+    print_table(result, _screen if json_file == "-" else Console(highlight=False))
+    if report_dir is not None:
+        written = write_bitmap_folder(result, report_dir)
+        _screen.print("Report: " + ", ".join(str(path) for path in written), soft_wrap=True)
+
+
+@app.command()
 def doctor() -> None:
     """List what this host offers, what stops working without it, and the line that enables it."""
     from pagefire.scripts.doctor import exit_status, print_findings

@@ -1,12 +1,14 @@
-"""A migration's report as a folder: report.json for programs, summary.txt for people, timeline.png for papers.
+"""A report as a folder; a migration's: report.json for programs, summary.txt for people, timeline.png for papers.
 
 A folder that holds anything else is left alone: its files belong to somebody. One that holds an earlier report only is written
-over. report.json comes first and is complete or absent, so that a figure is never lost to a picture that could not be drawn.
+over. The JSON comes first and is complete or absent, so that a figure is never lost to a picture that could not be drawn.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from io import StringIO
 from pathlib import Path
@@ -19,7 +21,7 @@ from pagefire.scripts.summary import MAX_WIDTH_COLUMNS, render_summary
 from pagefire.scripts.timeline import draw_timeline
 
 REPORT_FILES = ("report.json", "summary.txt", "timeline.png")
-_UNFINISHED = "report.json.unfinished"
+_UNFINISHED = ".unfinished"
 
 Report = dict[str, Any]
 
@@ -35,27 +37,42 @@ def write_report_folder(report: Report, folder: Path) -> list[Path]:
     Raises UsageError, before anything is written, when `folder` is a file or holds something that is no report; PagefireError when
     the system refuses to write (what was written until then stays).
     """
-    try:
-        _refuse_foreign(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        json_path, summary_path, timeline_path = (folder / name for name in REPORT_FILES)
-        unfinished = folder / _UNFINISHED
-        unfinished.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-        unfinished.replace(json_path)
+    json_path, summary_path, timeline_path = (folder / name for name in REPORT_FILES)
+    with report_folder(folder, REPORT_FILES):
+        write_whole(report, json_path)
         summary_path.write_text(_summary_text(report), encoding="utf-8")
         draw_timeline(report, timeline_path)
-    except OSError as error:
-        why = error.strerror or str(error)
-        raise PagefireError(f"the report could not be written to {folder}", why, "name another folder") from error
     return [json_path, summary_path, timeline_path]
 
 
-def _refuse_foreign(folder: Path) -> None:
+@contextmanager
+def report_folder(folder: Path, files: Collection[str]) -> Iterator[None]:
+    """Make a folder that is to hold `files` and nothing else, and map what the system refuses while they are written to it.
+
+    Raises UsageError when it is a file or holds something else, PagefireError instead of OSError.
+    """
+    try:
+        refuse_foreign(folder, files)
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise PagefireError(f"the report could not be written to {folder}", why, "name another folder") from error
+
+
+def write_whole(report: Report, json_path: Path) -> None:
+    """Write a report as JSON such that the file is complete or absent, whenever this ends."""
+    unfinished = json_path.with_name(json_path.name + _UNFINISHED)
+    unfinished.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    unfinished.replace(json_path)
+
+
+def refuse_foreign(folder: Path, files: Collection[str]) -> None:
+    """Raise UsageError when `folder` is a file, or holds anything but `files`."""
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} cannot take the report", "it is a file", "name a folder that is new or empty")
-    foreign = (
-        sorted({entry.name for entry in folder.iterdir()} - {*REPORT_FILES, _UNFINISHED}) if folder.exists() else []
-    )
+    own = {*files, *(name + _UNFINISHED for name in files)}
+    foreign = sorted({entry.name for entry in folder.iterdir()} - own) if folder.exists() else []
     if foreign:
         why = f"it holds something that is not a report: {foreign[0]}"
         raise UsageError(f"{folder} cannot take the report", why, "name a folder that is new or empty")

@@ -83,6 +83,8 @@ def assert_refused(pair: HostPair, *words: str, **options: object) -> PagefireEr
         (["status", "nobody"], ["no source daemon named nobody"]),
         (["bench", "--streams", "1,x"], ["1,x", "--streams 1,2"]),
         (["bench", "--repetitions", "0"], ["measure nothing", "--repetitions 1"]),
+        (["bitmap", "--scatter", "sideways"], ["sideways", "one-run, clustered, uniform"]),
+        (["bitmap", "--guest", "1GiB", "--pages", "262145"], ["262,145", "has 262,144"]),
         (["sideways"], ["sideways"]),
     ],
     ids=lambda value: " ".join(value) if value and value[0] in ("source", "dest", "migrate", "status") else "",

@@ -314,9 +314,58 @@ def bomb(size_bytes: int, depth: int) -> bytes:
 )
 def test_allocation_stays_within_what_is_stated(body: bytes, total_pages: int) -> None:
     coded = head(total_pages) + body
-    tracemalloc.start()
     with suppress(RemoteProtocolError):
         assert len(decode_compacted(coded, total_pages)) <= 4 * len(coded)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak <= 1024 * len(coded) + (64 << 10)
+    assert peak_bytes(coded, total_pages) <= 1024 * len(coded) + (64 << 10)
+
+
+def peak_bytes(coded: bytes, total_pages: int) -> int:
+    """Decode hostile bytes, whether they are refused or not; gives the most memory that was taken at a time."""
+    tracemalloc.start()
+    try:
+        with suppress(RemoteProtocolError):
+            decode_compacted(coded, total_pages)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+SMALL_GUEST = 1 << 14  # 64 MiB
+#: 1 KiB for each byte that may come, which is one for eight pages, and the fixed part: 3% of what the guest's own pages take.
+WARRANTED_BYTES = 1024 * (raw_bytes(SMALL_GUEST) + HEADER_BYTES) + (64 << 10)
+
+
+def hostile(seed: int) -> bytes:
+    """As many bytes as a small guest's bitmap may have: noise, noise after a plausible head, or a true bitmap with noise in it."""
+    rng = np.random.default_rng(seed)
+    noise = rng.bytes(raw_bytes(SMALL_GUEST))
+    if seed % 3 == 0:
+        return head(SMALL_GUEST, seed % 2) + noise
+    if seed % 3 == 1:
+        levels = b"".join(bytes((int(rng.integers(3)) << 6 | int(rng.integers(16)),)) for _ in range(4))
+        return (head(SMALL_GUEST) + varint(int(rng.integers(1, 8192))) + levels + noise)[: len(noise) + HEADER_BYTES]
+    coded = bytearray(encode_compacted(scattered(seed, int(rng.integers(1, 9000)), SMALL_GUEST), SMALL_GUEST))
+    at = int(rng.integers(HEADER_BYTES, len(coded)))
+    coded[at : at + 4] = noise[: len(coded[at : at + 4])]
+    return bytes(coded)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_noise_takes_no_more_memory_than_the_guests_pages_warrant(seed: int) -> None:
+    assert peak_bytes(hostile(seed), SMALL_GUEST) <= WARRANTED_BYTES <= SMALL_GUEST * 4096 // 30
+
+
+def test_a_bitmap_made_to_take_memory_takes_no_more_than_the_guests_pages_warrant() -> None:
+    body = bomb(raw_bytes(SMALL_GUEST) - 8, 0)
+    assert raw_bytes(SMALL_GUEST) - 8 <= len(body) <= raw_bytes(SMALL_GUEST)
+    # It is what it claims to be: worse than noise.
+    assert peak_bytes(hostile(0), SMALL_GUEST) < peak_bytes(head(SMALL_GUEST) + body, SMALL_GUEST) // 2
+    assert peak_bytes(head(SMALL_GUEST) + body, SMALL_GUEST) <= WARRANTED_BYTES
+
+
+@pytest.mark.parametrize("form", [0, 1])
+def test_bytes_beyond_the_guests_raw_bitmap_are_refused_unread(form: int) -> None:
+    coded = head(SMALL_GUEST, form) + varint(1 << 20) + bytes(4 << 20)
+    with pytest.raises(RemoteProtocolError, match="more than 16384 pages need"):
+        decode_compacted(coded, SMALL_GUEST)
+    assert peak_bytes(coded, SMALL_GUEST) < 16 << 10
