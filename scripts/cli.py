@@ -183,17 +183,27 @@ def bench(
 def trace(
     trial: TrialOptions,
     json_file: o.JsonFile = None,
+    report_dir: Annotated[
+        Path | None, typer.Option("--report", help="Write trace.json and trace.png into this folder.")
+    ] = None,
 ) -> None:
     """Measure what tracing costs a guest, without a migration; lists separated by commas take every combination."""
+    from pagefire.scripts.report_folder import refuse_foreign
     from pagefire.scripts.trace import print_trace, run_trace
+    from pagefire.scripts.trace_plot import TRACE_FILES, write_trace_folder
 
     _require_writable(json_file)
+    if report_dir is not None:
+        refuse_foreign(report_dir, TRACE_FILES)
     shapes, ways, times = trial.shapes(), trial.ways(), trial.times()
     trial.pin()
     result = run_trace(shapes, ways, trial.tracker, times, trial.repetitions, _screen)
-    print_trace(result, _screen if json_file == "-" else Console(highlight=False))
     if json_file is not None:
         _write_json(result, json_file)
+    print_trace(result, _screen if json_file == "-" else Console(highlight=False))
+    if report_dir is not None:
+        written = write_trace_folder(result, report_dir)
+        _screen.print("Report: " + ", ".join(str(path) for path in written), soft_wrap=True)
 
 
 @app.command()

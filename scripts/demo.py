@@ -46,7 +46,8 @@ def run_demo(
     allowed = [part for workload in config.user_workloads for part in ("--allow-workload", workload)]
     pair = Pair(
         [*source_arguments(config), *pinned["--cpus-source"], *pinned["--cpus-guest"]],
-        [*allowed, *pinned["--cpus-dest"], *pinned["--cpus-guest"]],
+        # Both hosts are this one, where what the guest holds is known to fit; a sparse guest may be larger than that.
+        ["--max-guest-memory", str(config.memory_bytes), *allowed, *pinned["--cpus-dest"], *pinned["--cpus-guest"]],
         config.name,
     )
     console.print(

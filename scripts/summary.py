@@ -33,6 +33,9 @@ _MAX_ROUNDS_SHOWN = 12
 #: An uncertainty of the clocks above this share of the stun turns the stun into a range.
 _RANGE_ABOVE = 0.1
 
+#: A comparison that was not asked for takes the time between two readings of the clock.
+_NOT_VERIFIED_S = 1e-4
+
 _BREAKDOWN = (
     ("quiesce_s", "quiesce", "until every vCPU is parked"),
     ("final_scan_s", "final scan", "last collection of dirty pages"),
@@ -41,6 +44,7 @@ _BREAKDOWN = (
     ("drain_s", "drain", "last pages that had to arrive"),
     ("transfer_s", "transfer", "network, and daemons waking up"),
     ("install_s", "install", "destination takes it in"),
+    ("verify_s", "verify", "digests compared, as asked for"),
     ("resume_s", "resume", "HANDOVER to first vCPU"),
 )
 
@@ -150,6 +154,8 @@ def _subject(report: Report) -> RenderableType:
         ("mode", str(report.get("mode") or "unknown")),
         ("tracking", _joined(report.get("tracker") or "unknown", report.get("tracker_reason"))),
     ]
+    if installed := report.get("trace_install"):
+        rows.append(("tracing", _installed(installed)))
     host, versions = report.get("host"), report.get("versions")
     if host:
         rows.append(
@@ -181,6 +187,17 @@ def _stun(report: Report) -> RenderableType:
     )
 
 
+def _installed(installed: Report) -> str:
+    """Say how tracing was installed and what the guest felt of it."""
+    by = f" by {installed['tracer']}" if installed["policy"] == "loose" else ""
+    took = (
+        f"{installed['policy']}{by}, {installed['granularity']}: installed in {format_duration(installed['install_s'])}"
+    )
+    if installed.get("guest_gap_s") is None:
+        return f"{took}, with the first round"
+    return f"{took}; no vCPU committed for {format_duration(installed['guest_gap_s'])} in it"
+
+
 def _downtime(report: Report, console: Console) -> Iterable[RenderableType]:
     downtime_s, parts = report.get("downtime_s"), report.get("downtime_breakdown")
     row = ("downtime", _duration(report, "downtime_s"), "pause request to destination's resume")
@@ -196,6 +213,8 @@ def _downtime(report: Report, console: Console) -> Iterable[RenderableType]:
         table.add_column(justify=justify)
     for key, name, note in _BREAKDOWN:
         part_s = parts.get(key)
+        if key == "verify_s" and (part_s or 0.0) < _NOT_VERIFIED_S:
+            continue
         if part_s is None:
             table.add_row(name, NOT_MEASURED, "", "", Text(note, style="dim"))
         else:

@@ -23,8 +23,10 @@ from rich.table import Table
 from pagefire.guest_workload.control_block import Owner
 from pagefire.guest_workload.guest_config import GuestConfig
 from pagefire.guest_workload.guest_process import GuestProcess
+from pagefire.guest_workload.linux.fire_cost import fire_cost_s
 from pagefire.protocol.errors import UsageError
 from pagefire.protocol.units import format_count, format_duration, format_size
+from pagefire.source_host.pagemap_tracker import PagemapTracker
 from pagefire.source_host.trace_install import InstallOptions
 from pagefire.source_host.trace_trial import TraceTrial, TrialTimes, run_trial
 from pagefire.source_host.tracker_choice import TrackerChoice, choose_tracker
@@ -32,6 +34,7 @@ from pagefire.source_host.tracking import Granularity
 
 Json = dict[str, Any]
 
+_TABLE_COLUMNS = 112
 #: How long a guest runs before its first trial.
 WARM_UP_S = 1.0
 
@@ -55,14 +58,16 @@ def run_trace(
 ) -> Json:
     """Make all trials; gives {rows: [...]}, a row a combination with the median of its repetitions."""
     choice = choose_tracker(tracker)
+    # A synchronous fire costs what this host's thread takes to answer it, which is not measured apart.
+    fire_s = fire_cost_s() if choice.name == PagemapTracker.name else None
     rows = []
     for index, shape in enumerate(shapes):
         console.print(
             f"Guest {index + 1}/{len(shapes)}: {format_size(shape.config.resident_bytes)} resident ({shape.config.backing}), "
             f"{shape.config.vcpus} vCPUs, {shape.touched:.0%} touched, workload {shape.config.workload}"
         )
-        rows += _rows_of_guest(shape, ways, choice, times, repetitions, console)
-    return {"benchmark": "trace", "tracker": choice.name, "repetitions": repetitions, "rows": rows}
+        rows += _rows_of_guest(shape, ways, choice, times, repetitions, fire_s, console)
+    return {"benchmark": "trace", "tracker": choice.name, "repetitions": repetitions, "fire_s": fire_s, "rows": rows}
 
 
 def _rows_of_guest(
@@ -71,6 +76,7 @@ def _rows_of_guest(
     choice: TrackerChoice,
     times: TrialTimes,
     repetitions: int,
+    fire_s: float | None,
     console: Console,
 ) -> list[Json]:
     trials: dict[InstallOptions, list[TraceTrial]] = {way: [] for way in ways}
@@ -88,7 +94,7 @@ def _rows_of_guest(
                     console.print(f"  {_outcome(trial)}", soft_wrap=True)
         finally:
             guest.terminate()
-    return [_row(shape, way, done, full_rate_per_s) for way, done in trials.items()]
+    return [_row(shape, way, done, full_rate_per_s, fire_s) for way, done in trials.items()]
 
 
 def _pace(guest: GuestProcess, share: float | None) -> float:
@@ -103,14 +109,15 @@ def _pace(guest: GuestProcess, share: float | None) -> float:
     return rate_per_s
 
 
-def _row(shape: Shape, way: InstallOptions, trials: Sequence[TraceTrial], full_rate_per_s: float) -> Json:
+def _row(
+    shape: Shape, way: InstallOptions, trials: Sequence[TraceTrial], full_rate_per_s: float, fire_s: float | None
+) -> Json:
     """Put the medians of one combination's trials together; the key figures' extremes stand beside them."""
     config = shape.config
     installs = [trial.install for trial in trials]
     claimed = [one.claimed_vcpu_gap_s for one in installs if one.claimed_vcpu_gap_s is not None]
     gaps_s = [one.guest_gap_s or 0.0 for one in installs]
     kept = [trial.rate_install_per_s / trial.rate_before_per_s for trial in trials]
-    fire_s = [trial.fire_s for trial in trials if trial.fire_s is not None]
     shootdowns = [trial.tlb_shootdowns for trial in trials if trial.tlb_shootdowns is not None]
 
     def median(figure: str) -> float:
@@ -151,7 +158,8 @@ def _row(shape: Shape, way: InstallOptions, trials: Sequence[TraceTrial], full_r
         "traced_rate_kept": statistics.median(trial.rate_traced_per_s / trial.rate_before_per_s for trial in trials),
         "after_rate_kept": statistics.median(trial.rate_after_per_s / trial.rate_before_per_s for trial in trials),
         "fires": median("fires"),
-        "fire_s": statistics.median(fire_s) if fire_s else None,
+        "fires_cost_s": median("fires") * fire_s if fire_s is not None else None,
+        "lost_s": median("lost_s"),
         "scan_s": median("scan_s"),
         "dirty_pages": median("dirty_pages"),
         "remove_s": median("remove_s"),
@@ -212,11 +220,12 @@ def _outcome(trial: TraceTrial) -> str:
 
 
 def print_trace(result: Json, console: Console) -> None:
-    """Print the rows as a table."""
+    """Print the rows as a table; a narrower console is widened, because cut figures are no figures."""
+    console.width = max(console.width, _TABLE_COLUMNS)
     table = Table(title=f"Tracing by {result['tracker']}, medians of {result['repetitions']}", title_justify="left")
     for head in ("guest", "way"):
         table.add_column(head, no_wrap=True)
-    for head in ("install", "no vCPU ran", "kept", "traced", "fires", "scan"):
+    for head in ("install", "no vCPU", "kept", "traced", "lost", "fires", "cost", "scan"):
         table.add_column(head, justify="right", no_wrap=True)
     for row in result["rows"]:
         table.add_row(
@@ -226,12 +235,16 @@ def print_trace(result: Json, console: Console) -> None:
             format_duration(row["any_vcpu_gap_s"]),
             f"{row['install_rate_kept']:.0%}",
             f"{row['traced_rate_kept']:.0%}",
+            format_duration(max(row["lost_s"], 0.0)),
             format_count(row["fires"]),
+            format_duration(row["fires_cost_s"]) if row["fires_cost_s"] is not None else "-",
             format_duration(row["scan_s"]),
         )
     console.print(table)
     console.print(
-        "no vCPU ran: the longest time without any commit during the install. kept, traced: commits per second during it, and "
-        "while dirty pages were collected, against the second before.",
+        "no vCPU: the longest time without any commit during the install. kept, traced: commits per second during it, and "
+        "while dirty pages were collected, against the second before. lost: vCPU time that the latter cost; cost: the fires "
+        "times what one costs "
+        f"({format_duration(result['fire_s']) if result['fire_s'] is not None else 'not measured'}).",
         style="dim",
     )

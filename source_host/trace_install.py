@@ -8,7 +8,7 @@ loose        One tracer makes all calls while the vCPUs run on: vSphere 7's way.
              A thread of this daemon can be considerate: what costs a guest is not the calls but its fires afterwards, half a
              microsecond each, and a guest that is protected within 50 ms has them all at once (4 GiB, 10% of it written, guest at
              half its full rate: it kept 43-54% of its commits meanwhile, and 96% where next to nothing was written). So where the
-             guest has fallen behind by more than `most_loss` of its commits the tracer waits for it, `_MOST_WAIT_S` in all.
+             guest has fallen behind by more than `most_loss` of its commits the tracer waits for it, up to a limit (then: 97%).
 rolling      Nothing ahead: each chunk is protected just before its first page is sent. What the guest writes before a chunk's turn
              costs it no fire and nobody a second copy.
 
@@ -35,10 +35,10 @@ from pagefire.source_host.tracking import DirtyTracker, Granularity
 
 #: The vCPU that a loose install claims.
 CLAIMED_VCPU = 0
-#: A considerate install: what it compares a guest with, how long it waits at a time, and in all.
+#: A considerate install: what it compares a guest with, how long it waits at a time, and in all for each GiB.
 _BASELINE_NS = 1_000_000_000
 _WAIT_S = 0.0005
-_MOST_WAIT_S = 1.0
+_MOST_WAIT_S = 0.15
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ def install(tracker: DirtyTracker, guest: GuestProcess, options: InstallOptions,
     """Protect all of `granules`, stop-based or loose; the caller adopts them. Raises OSError, GuestError, and the guest runs on."""
     calls = tracker.protection(granules, options.step_pages)
     if options.done_by == "host" or not len(calls):
-        pace = _Pace(guest, options.most_loss) if options.most_loss is not None else lambda: None
+        pace = _Pace(guest, options.most_loss, granules) if options.most_loss is not None else lambda: None
         return _measured(guest, options, calls, lambda: calls.issue(pace))
     with prepared(guest, calls) as errand:
         if options.policy == "loose":
@@ -99,18 +99,19 @@ def _measured(guest: GuestProcess, options: InstallOptions, calls: Calls, do: Ca
 class _Pace:
     """Waits for a guest that falls behind what it did in the second before; to be called again and again."""
 
-    def __init__(self, guest: GuestProcess, most_loss: float) -> None:
+    def __init__(self, guest: GuestProcess, most_loss: float, granules: PageSet) -> None:
         self._control = guest.control
+        self._left_s = _MOST_WAIT_S * granules.size_bytes / (1 << 30)
         self._began_ns, self._commits = now_ns(), guest.control.commits()
         before = guest.control.buckets(self._began_ns - _BASELINE_NS, self._began_ns - BUCKET_NS)
         # The oldest bucket may have begun before the guest did, and the newest is still filling: a median is of whole ones.
         self._least_per_ns = float(np.median(before)) / BUCKET_NS * (1 - most_loss)
-        self._waited_s = 0.0
 
     def __call__(self) -> None:
-        while self._behind() and self._waited_s < _MOST_WAIT_S:
+        while self._left_s > 0 and self._behind():
+            began_ns = now_ns()
             time.sleep(_WAIT_S)
-            self._waited_s += _WAIT_S
+            self._left_s -= (now_ns() - began_ns) / 1e9
 
     def _behind(self) -> bool:
         return self._control.commits() - self._commits < self._least_per_ns * (now_ns() - self._began_ns)

@@ -19,6 +19,8 @@ from pagefire.protocol.report import TraceInstall
 from pagefire.source_host.trace_install import InstallOptions, cost_of_install, install
 from pagefire.source_host.tracker_choice import TrackerChoice, make_tracker
 
+#: From the removal of tracing to the window after it.
+SETTLE_S = 0.3
 _INTERRUPTS = Path("/proc/interrupts")
 
 
@@ -37,11 +39,11 @@ class TraceTrial:
     """What one trial measured.
 
     Rates are commits per second of the whole guest in the four windows. `gap_before_s` is the longest time without a commit of any
-    vCPU before anything was traced. `fires` are first stores to something protected, in the traced window and the install, and
-    `fire_s` is what one cost: the time that the guest's running vCPUs lost against `rate_before_per_s`, by the fires; None where
-    the guest lost nothing (a paced one makes up for it). `scan_s` is the median of the collections, `dirty_pages` that of what they
-    found. `remove_s`: ending it, huge mappings given back. `tlb_shootdowns` counts the CPUs' interrupts of that kind during the
-    install, of all processes; None where the kernel does not tell.
+    vCPU before anything was traced. `fires` are first stores to something protected, as they were collected in the traced window;
+    `lost_s` is the vCPU time that the guest lost in it, against `rate_before_per_s` (below 0: it gained). `scan_s` is the median of
+    the collections, `dirty_pages` that of what they found. `remove_s`: ending it, huge mappings given back. The window after it
+    begins `SETTLE_S` later: the first store to each page that was still protected costs a fault once more. `tlb_shootdowns` counts
+    the CPUs' interrupts of that kind during the install, of all processes; None where the kernel does not tell.
     """
 
     install: TraceInstall
@@ -51,7 +53,7 @@ class TraceTrial:
     rate_traced_per_s: float
     rate_after_per_s: float
     fires: int
-    fire_s: float | None
+    lost_s: float
     scan_s: float
     dirty_pages: int
     remove_s: float
@@ -112,6 +114,7 @@ def run_trial(
         tracker.remove()
         left = guest.give_back_huge_mappings()
         remove_s = time.perf_counter() - began
+    time.sleep(SETTLE_S)
     after = _Window(guest)
     time.sleep(times.after_s)
     return TraceTrial(
@@ -122,7 +125,7 @@ def run_trial(
         rate_traced_per_s=rate_traced_per_s,
         rate_after_per_s=after.rate_per_s(),
         fires=fires,
-        fire_s=lost_s / fires if fires and lost_s > 0 else None,
+        lost_s=lost_s,
         scan_s=float(np.median(scans_s)),
         dirty_pages=int(np.median(dirty)),
         remove_s=remove_s,

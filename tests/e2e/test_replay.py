@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import random
 import time
+from typing import Any
 
 import pytest
 
 from tests.e2e.host_pair import HostPair, guest_arguments
+from tests.support.huge_pages import huge_pages
 
 pytestmark = [pytest.mark.e2e, pytest.mark.kernel]
 
@@ -15,22 +19,25 @@ MODES = ("hybrid", "precopy", "postcopy", "stop-and-copy")
 WORKLOADS = ("sequential", "random", "hotspot", "phased", "oltp")
 
 
-def replay(mode: str, vcpus: int, workload: str, seed: int, tracker: str = "auto", streams: int = 1) -> dict[str, int]:
+def replay(
+    mode: str, vcpus: int, workload: str, seed: int, streams: int = 1, backing: str = "4k", **tracing: str
+) -> dict[str, int]:
     """Migrate one guest at a random moment, run it to step N; run its twin there without migrating; compare all of memory.
 
     N lies beyond what any vCPU has done by the end of the migration, so that both guests have to write after it.
     """
     # Paced, so that N is near; sequential stores wrap around the working set several times.
     rate = 4000 * vcpus if workload == "oltp" else 10000 * vcpus
-    arguments = guest_arguments(workload=workload, vcpus=vcpus, seed=seed, rate=rate, working_set="16MiB")
+    shape = {"workload": workload, "vcpus": vcpus, "seed": seed, "working_set": "16MiB", "backing": backing}
+    arguments = guest_arguments(**shape, rate=rate)
     moment = random.Random(seed)
     with HostPair(arguments) as pair:
         time.sleep(moment.uniform(0.02, 0.4))
-        report = pair.migrate(mode=mode, tracker=tracker, streams=streams, check=True)
+        report = pair.migrate(mode=mode, streams=streams, check=True, **tracing)
         steps = 2 * pair.transactions(pair.dest_socket) // vcpus + 1000
         pair.on_dest("run_to", steps=steps)
         migrated = pair.on_dest("digest")
-    twin = guest_arguments(workload=workload, vcpus=vcpus, seed=seed, working_set="16MiB", stop_at=steps)
+    twin = guest_arguments(**shape, stop_at=steps)
     with HostPair(twin) as pair:
         pair.on_source("run_to", steps=steps)
         stayed = pair.on_source("digest")
@@ -50,6 +57,52 @@ def test_a_migrated_guest_equals_its_twin_that_stayed(mode: str, vcpus: int, wor
 @pytest.mark.parametrize("workload", ["sequential", "hotspot"])
 def test_every_workload_survives_a_hybrid_migration_over_two_streams(workload: str) -> None:
     replay("hybrid", 2, workload, seed=random.randrange(1 << 30), streams=2)
+
+
+#: Every way to trace, as `--tracker`, `--install` and `--tracer`, `--granularity` and `--backing`, `--bitmap`.
+FACTORS = (
+    ("pagemap-scan", "page-fire"),
+    (("stop", "vcpu"), ("loose", "vcpu"), ("loose", "host"), ("rolling", "host")),
+    (("4K", "4k"), ("4K", "thp"), ("2M", "thp")),
+    ("compacted", "raw"),
+)
+EVERY_WAY = [way for way in itertools.product(*FACTORS) if not (way[0] == "page-fire" and way[2][0] == "2M")]
+
+
+def pairwise(ways: list[Any]) -> list[Any]:
+    """Choose ways until each two values of different factors that go together have been together once."""
+    chosen: list[Any] = []
+    missing = {pair for way in ways for pair in itertools.combinations(enumerate(way), 2)}
+    while missing:
+        best = max(ways, key=lambda way: len(missing & set(itertools.combinations(enumerate(way), 2))))
+        missing -= set(itertools.combinations(enumerate(best), 2))
+        chosen.append(best)
+    return chosen
+
+
+def replay_traced(way: Any, mode: str) -> None:
+    tracker, (install, tracer), (granularity, backing), bitmap = way
+    with contextlib.ExitStack() as stack:
+        if backing == "thp":
+            stack.enter_context(huge_pages())
+        replay(
+            mode, 2, "random", random.randrange(1 << 30), backing=backing, tracker=tracker, install=install, tracer=tracer,
+            granularity=granularity, bitmap=bitmap,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("way", pairwise(EVERY_WAY), ids=str)
+def test_every_two_ways_to_trace_together_lose_nothing(way: Any) -> None:
+    replay_traced(way, "hybrid")
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+def test_every_way_to_trace_loses_nothing(record_property: pytest.RecordProperty) -> None:
+    """All combinations, hybrid and pre-copy."""
+    for way, mode in itertools.product(EVERY_WAY, ("hybrid", "precopy")):
+        replay_traced(way, mode)
+    record_property("combinations", 2 * len(EVERY_WAY))
 
 
 @pytest.mark.parametrize("mode", ["hybrid", "precopy"])
