@@ -262,8 +262,7 @@ class IncomingMigration:
             raise RemoteProtocolError(
                 "the checkpoint is of another number of vCPUs", f"{len(registers)} bytes of registers"
             )
-        bitmap = self._switchover_payload[switchover.registers_bytes :]
-        missing = decode_bitmap(switchover.bitmap_form, bitmap, pages_of(self.guest.memory.size_bytes))
+        missing = self._missing(switchover, pages_of(self.guest.memory.size_bytes))
         if missing.pages != switchover.remaining_pages:
             raise RemoteProtocolError("the bitmap holds another number of pages than announced", f"{missing.pages}")
         if missing & switchover.hot:
@@ -281,6 +280,18 @@ class IncomingMigration:
             self._intake.publish(start, stop)
         self._faults.start()
         await self._control.send(Ready(decoded - began, drained - decoded, time.monotonic() - drained))
+
+    def _missing(self, switchover: Switchover, total_pages: int) -> PageSet:
+        """Read the bitmaps of what is still at the source: the pages in its memory, and those that it has swapped out."""
+        swap_bitmap_at = len(self._switchover_payload) - switchover.swapped_bytes
+        bitmap = self._switchover_payload[switchover.registers_bytes : swap_bitmap_at]
+        missing = decode_bitmap(switchover.bitmap_form, bitmap, total_pages)
+        if not switchover.swapped_bytes:
+            return missing
+        swapped = decode_bitmap("compacted", self._switchover_payload[swap_bitmap_at:], total_pages)
+        if missing & swapped:
+            raise RemoteProtocolError("the swap bitmap names pages that the other bitmap names too")
+        return missing | swapped
 
     async def _await_handover(self) -> int:
         """Answer digests if they are asked for; gives when HANDOVER came."""

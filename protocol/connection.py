@@ -119,8 +119,12 @@ def _check_size(message: Message, payload_bytes: int) -> None:
     match message:
         case Pages(pages) if payload_bytes != pages.size_bytes:
             raise ValueError(f"{pages.pages} pages announced, {payload_bytes} bytes of payload")
-        case Switchover(registers_bytes=registers_bytes) if not 0 <= registers_bytes <= payload_bytes:
-            raise ValueError(f"{registers_bytes} bytes of registers announced, {payload_bytes} bytes of payload")
+        case Switchover(registers_bytes=registers, swapped_bytes=swapped) if (
+            min(registers, swapped) < 0 or registers + swapped > payload_bytes
+        ):
+            raise ValueError(
+                f"{registers} bytes of registers and a swap bitmap of {swapped} announced, {payload_bytes} bytes of payload"
+            )
         # A receiver holds what one frame names, page by page.
         case Pages(pages) | Fetch(pages) | Switchover(hot=pages) if pages.pages > MAX_FRAME_PAGES:
             raise ValueError(f"{pages.pages} pages, a frame names {MAX_FRAME_PAGES} at most")

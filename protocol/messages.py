@@ -173,7 +173,10 @@ class RoundReceived(Message):
 
 @dataclass(frozen=True, slots=True)
 class Switchover(Message):
-    """The guest stands still. Payload: the registers, then the bitmap of what the destination still needs.
+    """The guest stands still. Payload: the registers, the bitmap of what the destination still needs, the swap bitmap.
+
+    The swap bitmap, the last `swapped_bytes` (compacted; none if 0), names further pages that it needs: those that the source has
+    swapped out, which move last. `remaining_pages` counts the pages of both.
 
     `commits` counts each vCPU's commits since the guest was born. `last_round` is the last round that has begun: it may still be
     under way, and READY is not sent before its marker has arrived. `hot` are pages of the guest that its vCPUs kept writing until
@@ -188,6 +191,7 @@ class Switchover(Message):
     last_round: int
     hot: PageSet
     stop_at: int
+    swapped_bytes: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -122,6 +122,20 @@ class Bitmap:
 
 
 @dataclass(slots=True)
+class Swap:
+    """The guest's pages that the source had swapped out: not sent in rounds, moved last. None on a host without swap space.
+
+    pages: how many the swap bitmap held; bitmap_bytes: its size on the wire. swapped_in_before: pages that the whole source host
+    read in from swap from the beginning of tracing to the resume; swapped_in_after: from there to full residency.
+    """
+
+    pages: int
+    bitmap_bytes: int
+    swapped_in_before: int
+    swapped_in_after: int
+
+
+@dataclass(slots=True)
 class Postcopy:
     """What moved after the resume, counted by the receiver. `fault_us`: page fault to page published, by the handler's clock.
 
@@ -275,6 +289,7 @@ class MigrationReport:
     rounds: list[Round] = field(default_factory=list)
     stun_pages: int = 0
     bitmap: Bitmap | None = None
+    swap: Swap | None = None
     postcopy: Postcopy | None = None
     wire_bytes: int = 0
     throughput_Bps: float | None = None

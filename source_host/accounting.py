@@ -17,10 +17,11 @@ from pagefire.guest_workload.guest_process import GuestProcess
 from pagefire.guest_workload.linux.cpu_time import cpu_seconds
 from pagefire.protocol.messages import Aftermath, Resident
 from pagefire.protocol.pages import PAGE_BYTES
-from pagefire.protocol.report import Clock, Cpu, GuestShape, Host, MigrationReport, TcpConnection
+from pagefire.protocol.report import Clock, Cpu, GuestShape, Host, MigrationReport, Swap, TcpConnection
 from pagefire.protocol.transport.software import versions
 from pagefire.source_host import measurement
 from pagefire.source_host.link import Link
+from pagefire.source_host.swapped_pages import has_swap, swapped_in_pages
 from pagefire.source_host.switchover import Stun
 from pagefire.source_host.trace_install import Installed, cost_of_install
 
@@ -38,6 +39,8 @@ class Accounting:
         self._precopy_ns = 0
         self._resident_ns = 0
         self._resident_bytes = 0
+        #: What this host had read in from swap when tracing began, at the resume, and at the end; empty without swap.
+        self._swapped_in: list[int] = []
         self._baseline_gap_ns = guest.control.longest_gap_ns(
             self._requested_ns - measurement.GAP_BASELINE_NS, self._requested_ns
         )
@@ -53,11 +56,21 @@ class Accounting:
         """Tracing is installed; so much of the guest's memory has contents."""
         self._traced_ns = time.monotonic_ns()
         self._resident_bytes = resident_bytes
+        self._note_swap()
+
+    def resumed(self) -> None:
+        """The guest runs at the destination."""
+        self._note_swap()
+
+    def _note_swap(self) -> None:
+        if has_swap() and (pages := swapped_in_pages()) is not None:
+            self._swapped_in.append(pages)
 
     def resident(self, message: Resident, clock: Clock | None) -> None:
         """The destination has every page."""
         offset_ns = round(clock.offset_s * 1e9) if clock is not None else 0
         self._resident_ns = message.resident_ns - offset_ns
+        self._note_swap()
         self._cpu_after = cpu_seconds(), cpu_seconds(self._guest.pid)
 
     def finish(self, report: MigrationReport, stun: Stun, link: Link, installed: Installed | None) -> None:
@@ -85,6 +98,9 @@ class Accounting:
         report.downtime_breakdown = stun.breakdown(report.clock)
         report.resident_after_s = (self._resident_ns - resumed_ns) / 1e9
         report.bitmap = stun.bitmap
+        if len(self._swapped_in) == 3:
+            began, resumed, ended = self._swapped_in
+            report.swap = Swap(stun.swapped.pages, stun.swap_bitmap_bytes, resumed - began, ended - resumed)
         if installed is not None:
             report.trace_install = cost_of_install(self._guest.control, installed)
         report.wire_bytes = link.sent_bytes

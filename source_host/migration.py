@@ -49,6 +49,7 @@ from pagefire.source_host.guest_tracing import GuestTracing
 from pagefire.source_host.hot_pages import HotPages
 from pagefire.source_host.link import Link, RoundBegun
 from pagefire.source_host.options import MigrationOptions
+from pagefire.source_host.swapped_pages import SwappedPages
 from pagefire.source_host.switchover import Stun
 from pagefire.source_host.trace_install import Rolling
 from pagefire.source_host.tracker_choice import choose_tracker
@@ -90,6 +91,7 @@ class OutgoingMigration:
         self._unsent = NOTHING
         self._last_written = PageSet.empty()
         self._hot = HotPages()
+        self._swapped = SwappedPages(guest.memory, enabled=options.mode in ("hybrid", "postcopy"))
         self._relinquished = False
         self._stun = Stun()
         self._guest_died = asyncio.Event()
@@ -161,6 +163,7 @@ class OutgoingMigration:
         tracker = self._tracing.tracker
         if tracker is None:
             self.report.stop_reason = f"No pre-copy in mode {self.options.mode}: the guest is stopped at once"
+            await in_thread(self._swapped.leave, Collected(pages, PageSet.empty()))
             return
         self._note("active")
         self.status = Status.ACTIVE
@@ -170,7 +173,8 @@ class OutgoingMigration:
             if self._tracing.rolling is not None and not self.report.rounds:
                 done = await self._rolling_round(self._tracing.rolling, pages)
             else:
-                done = await self._round_done(self._begin_round(self._unsent), self._unsent.written.pages)
+                to_send = await in_thread(self._swapped.leave, self._unsent)
+                done = await self._round_done(self._begin_round(to_send), to_send.written.pages)
             self._unsent = self._known_to_destination(await in_thread(tracker.collect_and_clear))
             done.dirty_pages_after = self._unsent.written.pages
             self.report.rounds.append(done)
@@ -195,6 +199,7 @@ class OutgoingMigration:
     async def _rolling_round(self, rolling: Rolling, expected: PageSet) -> Round:
         """Send the first round, each chunk protected just before."""
         self.progress.round, self.progress.remaining_pages = 1, expected.pages
+        rolling.choose = lambda pages: self._swapped.leave(Collected(pages, PageSet.empty())).written
         done = await self._round_done(self._link.begin_rolling_round(rolling), expected.pages)
         self._sent |= rolling.sent
         return done
@@ -263,9 +268,13 @@ class OutgoingMigration:
         last_round = self._begin_round(at_once) if at_once else None
         self.report.stun_pages = at_once.written.pages + at_once.holes.pages
         stun.mark("scanned")
-        self.remaining = stun.remaining = later.written | later.holes
+        stun.swapped = self._swapped.pages - self._unsent.written - self._last_written - later.holes
+        named = (later.written | later.holes) - stun.swapped
+        self.remaining = stun.remaining = named | stun.swapped
         total_pages = pages_of(self._guest.memory.size_bytes)
-        coded = encode_bitmap(self.options.bitmap, stun.remaining, total_pages)
+        coded = encode_bitmap(self.options.bitmap, named, total_pages)
+        swap_coded = encode_bitmap("compacted", stun.swapped, total_pages) if stun.swapped else b""
+        stun.swap_bitmap_bytes = len(swap_coded)
         stun.mark("coded")
         registers = control.checkpoint_registers()
         stun.last_commits_ns = control.last_commits_ns()
@@ -278,11 +287,12 @@ class OutgoingMigration:
             last_round=last_round.number if last_round else self._link.rounds_done,
             hot=at_once.written if later else PageSet.empty(),
             stop_at=control.stop_at,
+            swapped_bytes=len(swap_coded),
         )
         # The destination waits for the last round's marker before it is READY (the drain): the two need no order here, and a round
         # trip is saved. It may be at work before `send` returns, so the instant is taken before.
         stun.mark("sent")
-        await self._link.control.send(switchover, registers + coded)
+        await self._link.control.send(switchover, registers + coded + swap_coded)
         if last_round:
             timeout_s = self.options.switchover_timeout_s if later else None
             await self._round_done(last_round, at_once.written.pages, timeout_s)
@@ -294,7 +304,7 @@ class OutgoingMigration:
         stun.mark("verified")
         stun.bitmap = Bitmap(
             raw_bytes=raw_bytes(total_pages),
-            compacted_bytes=len(coded),
+            compacted_bytes=len(coded) + len(swap_coded),
             pages=stun.remaining.pages,
             encode_s=(stun.coded_ns - stun.scanned_ns) / 1e9,
             decode_s=stun.ready.decode_s,
@@ -377,9 +387,10 @@ class OutgoingMigration:
         """
         assert self._stun.resumed is not None
         self._note("postcopy-active")
+        self._accounting.resumed()
         self._emit({"event": "resumed", "remaining_pages": self.remaining.pages})
         await self._points.reached("resumed")
-        remaining = postcopy.Remaining(self.remaining)
+        remaining = postcopy.Remaining(self.remaining, self._stun.swapped)
         resident = await beside(
             # The push has its end too: all pages may be there while a stream still sends what faults have brought meanwhile.
             together(self._link.control.expect(Resident), postcopy.push(remaining, self._link.streams)),

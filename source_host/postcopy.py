@@ -37,13 +37,15 @@ GRACE_S = 0.02
 
 
 class Remaining:
-    """The pages that the destination still needs; every method is safe in any thread.
+    """The pages that the destination still needs; every method is safe in any thread. Those of `last` are pushed after all others.
 
     Made while the guest waits for its first pages, so making it costs a cleared byte for each page of their span and nothing else.
     """
 
-    def __init__(self, pages: PageSet) -> None:
+    def __init__(self, pages: PageSet, last: PageSet | None = None) -> None:
         self._pages = pages
+        #: What is still to be pushed, in this order.
+        self._turns = [pages - last, last] if last else [pages]
         self._first = int(pages.starts[0]) if pages else 0
         self._taken = np.zeros(int(pages.stops[-1]) - self._first if pages else 0, np.bool_)
         self._position = 0
@@ -62,11 +64,14 @@ class Remaining:
     def take_next(self, most_pages: int) -> PageSet:
         """Remove the next pages to push, so many at most; empty when nothing is left."""
         with self._lock:
-            while batch := self._pages.part(self._position, self._position + most_pages):
-                self._position += batch.pages
-                if left := self._take(batch):
-                    return left
-            return batch
+            while self._turns:
+                while batch := self._turns[0].part(self._position, self._position + most_pages):
+                    self._position += batch.pages
+                    if left := self._take(batch):
+                        return left
+                self._turns.pop(0)
+                self._position = 0
+            return PageSet.empty()
 
     def _take(self, pages: PageSet) -> PageSet:
         """Remove those of some pages of the set that are still in it; gives them."""

@@ -33,6 +33,9 @@ class Stun:
     resumed: Resumed | None = None
     bitmap: Bitmap | None = None
     remaining: PageSet = field(default_factory=PageSet.empty)
+    #: Of `remaining`, what the source has swapped out, and the size of its bitmap.
+    swapped: PageSet = field(default_factory=PageSet.empty)
+    swap_bitmap_bytes: int = 0
     #: Each vCPU's last commit here, and how many it has committed since the guest was born.
     last_commits_ns: npt.NDArray[np.uint64] = field(default_factory=lambda: np.zeros(0, np.uint64))
     commits: list[int] = field(default_factory=list)

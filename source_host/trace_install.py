@@ -165,6 +165,8 @@ class Rolling:
         self._calls, self._began_ns, self._ended_ns = 0, 0, 0
         #: What has been given out to be sent.
         self.sent = PageSet.empty()
+        #: Chooses what of a chunk is to be sent now.
+        self.choose: Callable[[PageSet], PageSet] = lambda pages: pages
 
     @property
     def installed(self) -> Installed:
@@ -186,7 +188,7 @@ class Rolling:
             granules = PageSet.span(*chunk)
             calls = self._tracker.protection(granules)
             calls.issue()
-            pages = self._tracker.adopt(granules)
+            pages = self.choose(self._tracker.adopt(granules))
             self.sent |= pages
             self._calls += len(calls)
             self._ended_ns = time.monotonic_ns()

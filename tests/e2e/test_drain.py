@@ -53,7 +53,7 @@ async def linked(pair: HostPair, memory: Mapping) -> AsyncIterator[Link]:
 async def switch_over(link: Link, last_round: int, missing: PageSet = NONE, hot: PageSet = NONE) -> None:
     registers = np.zeros(REGISTERS, "<u8").tobytes()
     bitmap = encode_bitmap("raw", missing, MEMORY_BYTES // 4096)
-    message = Switchover(len(registers), "raw", missing.pages, [0], last_round, hot, 0)
+    message = Switchover(len(registers), "raw", missing.pages, [0], last_round, hot, 0, 0)
     await link.control.send(message, registers + bitmap)
 
 

@@ -140,10 +140,10 @@ def test_pages_bring_exactly_their_contents(payload_bytes: int) -> None:
     refused_both_ways(Pair.streaming(Role.PAGES), SOURCE, message, payload_bytes, "2 pages announced")
 
 
-@pytest.mark.parametrize("registers_bytes", [-1, 101])
-def test_registers_lie_inside_their_payload(registers_bytes: int) -> None:
-    message = m.Switchover(registers_bytes, "raw", 0, [], 0, PageSet.empty(), 0)
-    refused_both_ways(Pair.at(Phase.ACTIVE), SOURCE, message, 100, "registers announced")
+@pytest.mark.parametrize(("registers_bytes", "swapped_bytes"), [(-1, 0), (101, 0), (0, -1), (0, 101), (60, 41)])
+def test_registers_and_swap_bitmap_lie_inside_their_payload(registers_bytes: int, swapped_bytes: int) -> None:
+    message = m.Switchover(registers_bytes, "raw", 0, [], 0, PageSet.empty(), 0, swapped_bytes)
+    refused_both_ways(Pair.at(Phase.ACTIVE), SOURCE, message, 100, f"swap bitmap of {swapped_bytes} announced")
 
 
 def test_a_frame_names_so_many_pages() -> None:
@@ -157,7 +157,7 @@ def test_a_frame_names_so_many_pages() -> None:
     refused_both_ways(Pair.streaming(Role.PAGES), SOURCE, m.Pages(beyond), beyond.size_bytes, "2049 pages")
     refused_both_ways(Pair.streaming(Role.FAULT), DESTINATION, m.Fetch(beyond), 0, "2049 pages")
     refused_both_ways(Pair.streaming(Role.FAULT), DESTINATION, m.Fetch(PageSet.span(0, 1 << 51)), 0, "pages")
-    switchover = m.Switchover(0, "raw", 0, [], 0, beyond, 0)
+    switchover = m.Switchover(0, "raw", 0, [], 0, beyond, 0, 0)
     refused_both_ways(Pair.at(Phase.ACTIVE), SOURCE, switchover, 0, "2049 pages")
 
 

@@ -86,7 +86,7 @@ async def test_a_payload_is_left_for_its_reader(streams: tuple[FrameStream, Fram
         await receiver.expect(kind)
     payload = bytes(range(256)) * 4096
     before = source.sent_bytes
-    switchover = m.Switchover(128, "raw", 0, [0], 0, PageSet.empty(), 0)
+    switchover = m.Switchover(128, "raw", 0, [0], 0, PageSet.empty(), 0, 0)
     async with asyncio.TaskGroup() as group:
         group.create_task(source.send(switchover, memoryview(payload)))
         arrival = await destination.receive()

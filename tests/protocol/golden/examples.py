@@ -85,7 +85,7 @@ EXAMPLES: dict[str, tuple[m.Message, int]] = {
     "ZeroPages": (m.ZeroPages(_PAGES), 0),
     "RoundEnd": (m.RoundEnd(1), 0),
     "RoundReceived": (m.RoundReceived(300), 0),
-    "Switchover": (m.Switchover(256, "compacted", 3, [70_000, 0], 2, _PAGES, 0), 256 + 20),
+    "Switchover": (m.Switchover(256, "compacted", 3, [70_000, 0], 2, _PAGES, 0, 4), 256 + 20),
     "Ready": (m.Ready(0.00025, 0.0, 0.001), 0),
     "PageDigests": (m.PageDigests(_PAGES), 3 * 16),
     "DigestsCompared": (m.DigestsCompared(PageSet.empty()), 0),
