@@ -28,6 +28,7 @@ from pagefire.guest_workload.guest_config import GuestConfig
 from pagefire.guest_workload.guest_process import GuestProcess
 from pagefire.guest_workload.linux import userfaultfd
 from pagefire.guest_workload.linux.cpu_time import cpu_seconds
+from pagefire.guest_workload.linux.memory_use import memory_use_bytes
 from pagefire.guest_workload.page_digests import PAGE_DIGEST_BYTES, differing_pages
 from pagefire.protocol import negotiation
 from pagefire.protocol.bitmap import decode_bitmap
@@ -367,6 +368,7 @@ class IncomingMigration:
         if small := await in_thread(guest.give_back_huge_mappings):
             log.warning("guest=%s granules_left_small=%d", self.name, small)
         cpu_dest_s, cpu_guest_s = cpu_seconds() - self._cpu_before_s, cpu_seconds(guest.pid)
+        (own_bytes, tables_bytes), (_, guest_tables_bytes) = memory_use_bytes(), memory_use_bytes(guest.pid)
         await asyncio.sleep(offer.settle_s)
         control = guest.control
         until_ns = time.monotonic_ns() // _BUCKET_NS * _BUCKET_NS
@@ -383,6 +385,9 @@ class IncomingMigration:
                 buckets=buckets.tolist(),
                 cpu_dest_s=cpu_dest_s,
                 cpu_guest_s=cpu_guest_s,
+                dest_own_bytes=own_bytes,
+                dest_tables_bytes=tables_bytes,
+                guest_tables_bytes=guest_tables_bytes,
                 checked=offer.check,
                 check_problems=problems,
                 committed_in_memory=committed,

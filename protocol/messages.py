@@ -278,6 +278,9 @@ class Aftermath(Message):
     buckets: list[int]
     cpu_dest_s: float
     cpu_guest_s: float
+    dest_own_bytes: int
+    dest_tables_bytes: int
+    guest_tables_bytes: int
     checked: bool
     check_problems: list[str]
     committed_in_memory: int

@@ -163,6 +163,22 @@ class Cpu:
 
 
 @dataclass(slots=True)
+class Memory:
+    """What the migration took of each host beside the guest's pages, read when every page was at the destination.
+
+    own: memory of the daemons that is not shared (guest memory is shared, and not counted). tables: page tables of the daemons and
+    of the guest's process at either end.
+    """
+
+    source_own_bytes: int
+    dest_own_bytes: int
+    source_tables_bytes: int
+    dest_tables_bytes: int
+    guest_source_tables_bytes: int
+    guest_dest_tables_bytes: int
+
+
+@dataclass(slots=True)
 class GuestRate:
     """Commits per second of the whole guest: the second before, during pre-copy, and after full residency."""
 
@@ -295,6 +311,7 @@ class MigrationReport:
     throughput_Bps: float | None = None
     dirty_pages_per_s: float | None = None
     cpu: Cpu | None = None
+    memory: Memory | None = None
     guest_rate: GuestRate | None = None
     phases: list[PhaseBegin] = field(default_factory=list)
     timeline: list[TimelineBucket] = field(default_factory=list)

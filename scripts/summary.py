@@ -350,6 +350,12 @@ def _cost(report: Report) -> RenderableType:
     guests = " + ".join(_duration(cpu, key) for key in ("guest_source_s", "guest_dest_s"))
     rows.append(("daemons' CPU", daemons if cpu else NOT_MEASURED, "source + destination"))
     rows.append(("guest's CPU", guests if cpu else NOT_MEASURED, "source + destination"))
+    if memory := report.get("memory"):
+        for name, kind in (("daemons' memory", "own"), ("page tables", "tables")):
+            sizes = [format_size(memory[f"{side}_{kind}_bytes"]) for side in ("source", "dest")]
+            rows.append((name, " + ".join(sizes), "of the daemons, beside guest memory"))
+        tables = [format_size(memory[f"guest_{side}_tables_bytes"]) for side in ("source", "dest")]
+        rows.append(("guest's tables", " + ".join(tables), "page tables, source + destination"))
     for connection in report.get("tcp") or []:
         words = f"{_words(connection, 'rtt_s', write=format_duration)} rtt"
         note = f"{_words(connection, 'retransmits', write=format_count)} retransmits, {connection.get('congestion')}"

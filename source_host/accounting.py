@@ -15,9 +15,10 @@ import psutil
 
 from pagefire.guest_workload.guest_process import GuestProcess
 from pagefire.guest_workload.linux.cpu_time import cpu_seconds
+from pagefire.guest_workload.linux.memory_use import memory_use_bytes
 from pagefire.protocol.messages import Aftermath, Resident
 from pagefire.protocol.pages import PAGE_BYTES
-from pagefire.protocol.report import Clock, Cpu, GuestShape, Host, MigrationReport, Swap, TcpConnection
+from pagefire.protocol.report import Clock, Cpu, GuestShape, Host, Memory, MigrationReport, Swap, TcpConnection
 from pagefire.protocol.transport.software import versions
 from pagefire.source_host import measurement
 from pagefire.source_host.link import Link
@@ -98,6 +99,7 @@ class Accounting:
         report.downtime_breakdown = stun.breakdown(report.clock)
         report.resident_after_s = (self._resident_ns - resumed_ns) / 1e9
         report.bitmap = stun.bitmap
+        self._memory = *memory_use_bytes(), memory_use_bytes(self._guest.pid)[1]
         if len(self._swapped_in) == 3:
             began, resumed, ended = self._swapped_in
             report.swap = Swap(stun.swapped.pages, stun.swap_bitmap_bytes, resumed - began, ended - resumed)
@@ -142,6 +144,15 @@ class Accounting:
             dest_s=aftermath.cpu_dest_s,
             guest_source_s=self._cpu_after[1] - self._cpu_before[1],
             guest_dest_s=aftermath.cpu_guest_s,
+        )
+        own_bytes, tables_bytes, guest_tables_bytes = self._memory
+        report.memory = Memory(
+            source_own_bytes=own_bytes,
+            dest_own_bytes=aftermath.dest_own_bytes,
+            source_tables_bytes=tables_bytes,
+            dest_tables_bytes=aftermath.dest_tables_bytes,
+            guest_source_tables_bytes=guest_tables_bytes,
+            guest_dest_tables_bytes=aftermath.guest_tables_bytes,
         )
         if aftermath.checked:
             verified = report.verified

@@ -24,6 +24,7 @@ import time
 import numpy as np
 
 from pagefire.guest_workload.linux.memfd import Mapping
+from pagefire.guest_workload.linux.sparse import sparse_zeros
 from pagefire.protocol.messages import Fetch, Pages, ZeroPages
 from pagefire.protocol.pages import PAGE_BYTES, PageSet
 from pagefire.protocol.transport.frame_stream import FrameStream
@@ -47,7 +48,7 @@ class Remaining:
         #: What is still to be pushed, in this order.
         self._turns = [pages - last, last] if last else [pages]
         self._first = int(pages.starts[0]) if pages else 0
-        self._taken = np.zeros(int(pages.stops[-1]) - self._first if pages else 0, np.bool_)
+        self._taken = sparse_zeros(int(pages.stops[-1]) - self._first if pages else 0).view(np.bool_)
         self._position = 0
         self._lock = threading.Lock()
         self.count = pages.pages

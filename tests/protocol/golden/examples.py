@@ -95,7 +95,9 @@ EXAMPLES: dict[str, tuple[m.Message, int]] = {
     "Resident": (m.Resident(1 << 47, 100, 7, 1, 12, [40.5, 800.0, 1200.25], 0.5), 0),
     "Released": (m.Released(), 0),
     "Aftermath": (
-        m.Aftermath([1 << 47, 0], 1 << 46, [0, 5, 127, 128], 0.5, 1.5, True, ["page 3 is torn"], -1, 1 << 33, 0.01),
+        m.Aftermath(
+            [1 << 47, 0], 1 << 46, [0, 5, 127, 128], 0.5, 1.5, 7, 8, 9, True, ["page 3 is torn"], -1, 1 << 33, 0.01
+        ),
         0,
     ),
 }
