@@ -83,7 +83,8 @@ class TraceInstall:
     that one call protects (None: a run of memory). install_s: from the first call (stop: from the pause request) to the last; a
     rolling install takes as long as the first round. guest_gap_s: the longest time in it in which no vCPU committed, told too long
     by 0.1 ms at most, 0 if there was none that long; of a rolling install None. vcpu_gap_s: each vCPU's longest gap in it, of which
-    claimed_vcpu_gap_s is that of the vCPU that was the tracer.
+    claimed_vcpu_gap_s is that of the vCPU that was the tracer. fires: first stores to something protected, as the collections of
+    the whole migration found them but for the last, which protects nothing any more.
     """
 
     policy: str
@@ -92,10 +93,10 @@ class TraceInstall:
     step_bytes: int | None
     calls: int
     install_s: float
+    fires: int
     guest_gap_s: float | None = None
     vcpu_gap_s: Percentiles | None = None
     claimed_vcpu_gap_s: float | None = None
-    fires: int | None = None
 
 
 @dataclass(slots=True)

@@ -31,6 +31,7 @@ TRACKERS = ("auto", "pagemap-scan", "page-fire")
 INSTALLS = ("stop", "loose", "rolling")
 TRACERS = ("vcpu", "host")
 GRANULARITIES = ("4K", "2M")
+INSTALL_CALLS = ("range", "per-page")
 STEPS = {"2M": GRANULE_PAGES, "1G": (1 << 30) // PAGE_BYTES, "all": None}
 
 StopAt = Annotated[
@@ -194,13 +195,21 @@ class TracingOptions:
         ),
     ] = "2M"
 
+    install_calls: Annotated[
+        str,
+        typer.Option(
+            "--install-calls",
+            help="range: a call protects a step; per-page: a call for each page, which measures system calls.",
+            rich_help_panel="Tracing",
+        ),
+    ] = "range"
     install_loss: InstallLoss = "3%"
 
     @property
     def step_pages(self) -> int | None:
         """How many pages one call protects at most; None for as many as lie together. Raises UsageError."""
         one_of("--install-step", self.install_step, tuple(STEPS))
-        return STEPS[self.install_step]
+        return 1 if self.install_calls == "per-page" else STEPS[self.install_step]
 
     def require_possible(self) -> None:
         """Raise UsageError for what is unknown or does not go together."""
@@ -208,6 +217,13 @@ class TracingOptions:
         one_of("--install", self.install, INSTALLS)
         one_of("--tracer", self.tracer, TRACERS)
         one_of("--granularity", self.granularity, GRANULARITIES)
+        one_of("--install-calls", self.install_calls, INSTALL_CALLS)
+        if self.install_calls == "per-page" and (self.granularity != "4K" or self.install == "rolling"):
+            raise UsageError(
+                "--install-calls per-page goes with --granularity 4K and --install stop or loose only",
+                "it makes a call for each page of 4 KiB, all of them at once",
+                "leave it out",
+            )
         if self.tracker == "page-fire" and self.granularity != "4K":
             raise UsageError(
                 f"--tracker page-fire cannot protect by {self.granularity}",

@@ -21,10 +21,11 @@ from pagefire.protocol.pages import PAGE_BYTES
 from pagefire.protocol.report import Clock, Cpu, GuestShape, Host, Memory, MigrationReport, Swap, TcpConnection
 from pagefire.protocol.transport.software import versions
 from pagefire.source_host import measurement
+from pagefire.source_host.guest_tracing import GuestTracing
 from pagefire.source_host.link import Link
 from pagefire.source_host.swapped_pages import has_swap, swapped_in_pages
 from pagefire.source_host.switchover import Stun
-from pagefire.source_host.trace_install import Installed, cost_of_install
+from pagefire.source_host.trace_install import cost_of_install
 
 #: Offsets in struct tcp_info (include/uapi/linux/tcp.h): rtt in us, snd_cwnd in segments, total_retrans.
 _TCPI_RTT, _TCPI_SND_CWND, _TCPI_TOTAL_RETRANS = 68, 80, 100
@@ -74,7 +75,7 @@ class Accounting:
         self._note_swap()
         self._cpu_after = cpu_seconds(), cpu_seconds(self._guest.pid)
 
-    def finish(self, report: MigrationReport, stun: Stun, link: Link, installed: Installed | None) -> None:
+    def finish(self, report: MigrationReport, stun: Stun, link: Link, tracing: GuestTracing) -> None:
         """Fill in all that the source knows by itself, while the guest and the connections still exist."""
         assert report.clock is not None
         assert stun.resumed is not None
@@ -103,8 +104,8 @@ class Accounting:
         if len(self._swapped_in) == 3:
             began, resumed, ended = self._swapped_in
             report.swap = Swap(stun.swapped.pages, stun.swap_bitmap_bytes, resumed - began, ended - resumed)
-        if installed is not None:
-            report.trace_install = cost_of_install(self._guest.control, installed)
+        if tracing.installed is not None:
+            report.trace_install = cost_of_install(self._guest.control, tracing.installed, tracing.fires)
         report.wire_bytes = link.sent_bytes
         if report.rounds:
             seconds = sum(round_.duration_s for round_ in report.rounds)

@@ -42,6 +42,11 @@ class GuestTracing:
         """Tell how tracing was installed, once it is."""
         return self.rolling.installed if self.rolling is not None else self._installed
 
+    @property
+    def fires(self) -> int:
+        """Count the first stores to something protected that have been collected."""
+        return self.tracker.fires if self.tracker is not None else 0
+
     def end(self, *, guest_lives: bool) -> None:
         """Remove it; more than once does nothing."""
         if self.tracker is None:

@@ -417,7 +417,7 @@ class OutgoingMigration:
         """Free the guest's memory here and put the report together."""
         self.status = Status.COMPLETED
         self.report.outcome = "completed"
-        self._accounting.finish(self.report, self._stun, self._link, self._tracing.installed)
+        self._accounting.finish(self.report, self._stun, self._link, self._tracing)
         self._link.close_pages()
         self._tracing.end(guest_lives=False)
         await in_thread(self._guest.terminate)

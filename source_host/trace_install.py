@@ -117,7 +117,7 @@ class _Pace:
         return self._control.commits() - self._commits < self._least_per_ns * (now_ns() - self._began_ns)
 
 
-def cost_of_install(control: ControlBlock, installed: Installed) -> TraceInstall:
+def cost_of_install(control: ControlBlock, installed: Installed, fires: int) -> TraceInstall:
     """Read what an installation cost the guest, a bucket (10 ms) or more after its end: a gap is told when it has ended."""
     options = installed.options
     report = TraceInstall(
@@ -127,6 +127,7 @@ def cost_of_install(control: ControlBlock, installed: Installed) -> TraceInstall
         step_bytes=options.step_pages * PAGE_BYTES if options.step_pages else None,
         calls=installed.calls,
         install_s=(installed.ended_ns - installed.began_ns) / 1e9,
+        fires=fires,
     )
     if options.policy != "rolling":
         window = installed.began_ns, installed.ended_ns + BUCKET_NS

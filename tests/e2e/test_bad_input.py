@@ -19,6 +19,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from pagefire.guest_workload.linux.memfd import huge_pages_allowed
 from pagefire.protocol.errors import Cancelled, PagefireError
 from pagefire.protocol.messages import Failure
 from pagefire.scripts.daemons import DaemonProcess
@@ -85,6 +86,19 @@ def assert_refused(pair: HostPair, *words: str, **options: object) -> PagefireEr
         (["bench", "--repetitions", "0"], ["measure nothing", "--repetitions 1"]),
         (["bitmap", "--scatter", "sideways"], ["sideways", "one-run, clustered, uniform"]),
         (["bitmap", "--guest", "1GiB", "--pages", "262145"], ["262,145", "has 262,144"]),
+        (["demo", "--install", "loos"], ["--install loos is unknown", "stop, loose, rolling"]),
+        (["demo", "--tracer", "guest"], ["--tracer guest is unknown", "vcpu, host"]),
+        (["demo", "--install-step", "3M"], ["--install-step 3M is unknown", "2M, 1G, all"]),
+        (["demo", "--install-loss", "much"], ["much", "share"]),
+        (["demo", "--granularity", "1G"], ["--granularity 1G is unknown", "4K, 2M"]),
+        (
+            ["demo", "--granularity", "2M", "--tracker", "page-fire"],
+            ["page-fire cannot protect by 2M", "--granularity 4K"],
+        ),
+        (["demo", "--install-calls", "per-page", "--install", "rolling"], ["per-page goes with", "Leave it out"]),
+        (["demo", "--backing", "hugetlb"], ["cannot be backed by hugetlb", "4k, thp"]),
+        (["demo", "--bitmap", "roaring"], ["--bitmap roaring is unknown", "raw, compacted"]),
+        (["trace", "--install", "rolling"], ["without a migration", "demo --install rolling"]),
         (["sideways"], ["sideways"]),
     ],
     ids=lambda value: " ".join(value) if value and value[0] in ("source", "dest", "migrate", "status") else "",
@@ -260,6 +274,17 @@ def test_the_source_cannot_track_writes() -> None:
     with HostPair(guest_arguments(vcpus=1), source_before=without("userfaultfd")) as pair:
         assert_refused(pair, "this host has no userfaultfd", "Operation not permitted", "pagefire doctor")
         assert_verified(pair.migrate(mode="stop-and-copy"))
+
+
+def test_huge_pages_that_the_host_does_not_give_are_refused_with_the_line(tmp_path: Path) -> None:
+    if huge_pages_allowed():
+        pytest.skip("this host gives huge pages to shared memory")
+    with pytest.raises(
+        PagefireError, match=r"no transparent huge pages .* echo advise \| sudo tee /sys/.*shmem_enabled"
+    ):
+        DaemonProcess(
+            ["source", "--memory", "64MiB", "--backing", "thp", "--runtime-dir", str(tmp_path)], tmp_path / "source.log"
+        )
 
 
 def test_a_kernel_before_pagemap_scan_takes_page_fires_by_itself() -> None:
