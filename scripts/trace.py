@@ -160,6 +160,10 @@ def _row(
         "fires": median("fires"),
         "fires_cost_s": median("fires") * fire_s if fire_s is not None else None,
         "lost_s": median("lost_s"),
+        "lost_per_fire_s": statistics.median(trial.lost_s / trial.fires for trial in trials)
+        if median("fires")
+        else None,
+        "answer_us": dataclasses.asdict(installs[0].answer_us) if installs[0].answer_us is not None else None,
         "scan_s": median("scan_s"),
         "dirty_pages": median("dirty_pages"),
         "remove_s": median("remove_s"),

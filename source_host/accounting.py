@@ -25,7 +25,6 @@ from pagefire.source_host.guest_tracing import GuestTracing
 from pagefire.source_host.link import Link
 from pagefire.source_host.swapped_pages import has_swap, swapped_in_pages
 from pagefire.source_host.switchover import Stun
-from pagefire.source_host.trace_install import cost_of_install
 
 #: Offsets in struct tcp_info (include/uapi/linux/tcp.h): rtt in us, snd_cwnd in segments, total_retrans.
 _TCPI_RTT, _TCPI_SND_CWND, _TCPI_TOTAL_RETRANS = 68, 80, 100
@@ -104,8 +103,7 @@ class Accounting:
         if len(self._swapped_in) == 3:
             began, resumed, ended = self._swapped_in
             report.swap = Swap(stun.swapped.pages, stun.swap_bitmap_bytes, resumed - began, ended - resumed)
-        if tracing.installed is not None:
-            report.trace_install = cost_of_install(self._guest.control, tracing.installed, tracing.fires)
+        report.trace_install = tracing.cost()
         report.wire_bytes = link.sent_bytes
         if report.rounds:
             seconds = sum(round_.duration_s for round_ in report.rounds)

@@ -10,8 +10,9 @@ import contextlib
 from pagefire.guest_workload.guest_process import GuestProcess
 from pagefire.protocol.errors import GuestError
 from pagefire.protocol.pages import PageSet
+from pagefire.protocol.report import TraceInstall
 from pagefire.source_host.known_memory import data_among
-from pagefire.source_host.trace_install import Installed, InstallOptions, Rolling, install
+from pagefire.source_host.trace_install import Installed, InstallOptions, Rolling, cost_of_install, install
 from pagefire.source_host.tracker_choice import TrackerChoice, make_tracker
 from pagefire.source_host.tracking import DirtyTracker
 
@@ -42,10 +43,11 @@ class GuestTracing:
         """Tell how tracing was installed, once it is."""
         return self.rolling.installed if self.rolling is not None else self._installed
 
-    @property
-    def fires(self) -> int:
-        """Count the first stores to something protected that have been collected."""
-        return self.tracker.fires if self.tracker is not None else 0
+    def cost(self) -> TraceInstall | None:
+        """Tell what tracing cost the guest, while its control block is there; None where nothing was traced."""
+        if self.tracker is None or self.installed is None:
+            return None
+        return cost_of_install(self._guest.control, self.installed, self.tracker)
 
     def end(self, *, guest_lives: bool) -> None:
         """Remove it; more than once does nothing."""

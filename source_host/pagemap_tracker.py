@@ -17,6 +17,7 @@ kernel keeps its protection, so it reads clean, and the destination keeps the co
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 
 import numpy as np
 
@@ -31,6 +32,7 @@ class PagemapTracker:
     """The default tracker. Owns `uffd` (its last copy: closing it ends tracing) and a page map of the guest process."""
 
     name = "pagemap-scan"
+    answers_ns: Collection[int] = ()
 
     def __init__(
         self,

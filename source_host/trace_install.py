@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from pagefire.guest_workload.control_block import BUCKET_NS, ControlBlock, now_ns
 from pagefire.guest_workload.errand import prepared
@@ -117,7 +118,7 @@ class _Pace:
         return self._control.commits() - self._commits < self._least_per_ns * (now_ns() - self._began_ns)
 
 
-def cost_of_install(control: ControlBlock, installed: Installed, fires: int) -> TraceInstall:
+def cost_of_install(control: ControlBlock, installed: Installed, tracker: DirtyTracker) -> TraceInstall:
     """Read what an installation cost the guest, a bucket (10 ms) or more after its end: a gap is told when it has ended."""
     options = installed.options
     report = TraceInstall(
@@ -127,16 +128,21 @@ def cost_of_install(control: ControlBlock, installed: Installed, fires: int) -> 
         step_bytes=options.step_pages * PAGE_BYTES if options.step_pages else None,
         calls=installed.calls,
         install_s=(installed.ended_ns - installed.began_ns) / 1e9,
-        fires=fires,
+        fires=tracker.fires,
+        answer_us=_percentiles(np.array(tracker.answers_ns) / 1e3) if tracker.answers_ns else None,
     )
     if options.policy != "rolling":
         window = installed.began_ns, installed.ended_ns + BUCKET_NS
         gaps_s = control.longest_gaps_ns(*window) / 1e9
         report.guest_gap_s = control.longest_guest_gap_ns(*window) / 1e9
-        report.vcpu_gap_s = Percentiles(*(float(value) for value in np.percentile(gaps_s, (50, 99, 100))))
+        report.vcpu_gap_s = _percentiles(gaps_s)
         if options.policy == "loose" and options.tracer == "vcpu":
             report.claimed_vcpu_gap_s = float(gaps_s[CLAIMED_VCPU])
     return report
+
+
+def _percentiles(values: npt.NDArray[np.float64]) -> Percentiles:
+    return Percentiles(*(float(value) for value in np.percentile(values, (50, 99, 100))))
 
 
 def _stopped(guest: GuestProcess, timeout_s: float, do: Callable[[], None]) -> None:

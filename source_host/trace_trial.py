@@ -108,7 +108,7 @@ def run_trial(
         rate_traced_per_s = traced.rate_per_s()
         lost_s = (1 - rate_traced_per_s / rate_before_per_s) * (now_ns() - traced.began_ns) / 1e9 * running_vcpus
         fires = tracker.fires
-        cost = cost_of_install(guest.control, installed, fires)
+        cost = cost_of_install(guest.control, installed, tracker)
     finally:
         began = time.perf_counter()
         tracker.remove()

@@ -8,6 +8,7 @@ loses writes). Whoever reads a page that `collect_and_clear` gave may therefore 
 from __future__ import annotations
 
 import enum
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -49,6 +50,10 @@ class DirtyTracker(Protocol):
     name: str
     #: First stores to something protected, as far as they have been collected.
     fires: int
+
+    @property
+    def answers_ns(self) -> Collection[int]:
+        """How long this host took to answer each batch of fires, in ns; empty where the kernel notes them by itself."""
 
     def register(self) -> PageSet:
         """Begin: watch guest memory, protect nothing yet; gives the granules that hold data, which are to be protected."""
