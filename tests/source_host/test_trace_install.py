@@ -275,3 +275,27 @@ def mapped_by_huge_pages(guest: GuestProcess) -> int:
         if line.startswith("ShmemPmdMapped:"):
             return int(line.split()[1]) << 10
     raise AssertionError("no ShmemPmdMapped")
+
+
+def test_a_considerate_install_waits_for_a_guest_that_falls_behind(make_guest: GuestMaker) -> None:
+    """A guest that is paused falls behind at once, and is waited for as long as is allowed, and no longer."""
+    need_pagemap_scan()
+    guest = make_guest()
+    time.sleep(1.2)
+    took_s = {}
+    for loss in (None, 0.03):
+        tracker = make_tracker(guest, choose_tracker(), Granularity.PAGE)
+        try:
+            granules = tracker.register()
+            guest.control.request_pause()
+            assert guest.control.wait_parked(30)
+            way = InstallOptions("loose", "host", Granularity.PAGE, 64, loss)
+            installed = install(tracker, guest, way, granules)
+            took_s[loss] = (installed.ended_ns - installed.began_ns) / 1e9
+            guest.control.resume()
+            time.sleep(1.2)
+        finally:
+            tracker.remove()
+    allowed_s = 0.15 * 32 * MIB / (1 << 30)
+    assert took_s[0.03] > allowed_s
+    assert took_s[0.03] > took_s[None] + 0.5 * allowed_s
