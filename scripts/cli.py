@@ -22,6 +22,7 @@ from pagefire.protocol.transport import runtime_directory
 from pagefire.protocol.transport.control_socket import request
 from pagefire.protocol.units import parse_duration, parse_size
 from pagefire.scripts import options as o
+from pagefire.scripts.compare_options import CompareOptions
 from pagefire.scripts.option_groups import takes_groups
 from pagefire.scripts.trace_options import TrialOptions
 
@@ -203,6 +204,36 @@ def trace(
     print_trace(result, _screen if json_file == "-" else Console(highlight=False))
     if report_dir is not None:
         written = write_trace_folder(result, report_dir)
+        _screen.print("Report: " + ", ".join(str(path) for path in written), soft_wrap=True)
+
+
+@app.command()
+@takes_groups
+def compare(
+    asked: CompareOptions,
+    what: Annotated[str, typer.Argument(help="With what: vsphere.")] = "vsphere",
+    json_file: o.JsonFile = None,
+    report_dir: Annotated[
+        Path | None, typer.Option("--report", help="Write compare.json, table.txt and compare.png into this folder.")
+    ] = None,
+) -> None:
+    """Migrate one guest in vSphere 6.7's way, vSphere 7's and ours, in turn, and lay the runs beside each other."""
+    from pagefire.scripts.compare import run_compare
+    from pagefire.scripts.compare_plot import COMPARE_FILES, write_compare_folder
+    from pagefire.scripts.compare_table import print_compare
+    from pagefire.scripts.report_folder import refuse_foreign
+
+    o.one_of("compare", what, ("vsphere",))
+    cases, times = asked.cases(), asked.times()
+    _require_writable(json_file)
+    if report_dir is not None:
+        refuse_foreign(report_dir, COMPARE_FILES)
+    result = run_compare(cases, times, asked.repetitions, _screen)
+    if json_file is not None:
+        _write_json(result, json_file)
+    print_compare(result, _screen if json_file == "-" else Console(highlight=False))
+    if report_dir is not None:
+        written = write_compare_folder(result, report_dir)
         _screen.print("Report: " + ", ".join(str(path) for path in written), soft_wrap=True)
 
 

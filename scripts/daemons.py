@@ -32,7 +32,7 @@ class DaemonProcess:
         self.log_path = log_path
         timer: threading.Timer | None = None
         try:
-            with log_path.open("ab") as log, _signals_deferred():
+            with log_path.open("ab") as log, signals_deferred():
                 # A session of its own: a Ctrl-C at the terminal is the command's to handle, not the daemons'.
                 self.process = subprocess.Popen(
                     [*before, sys.executable, "-m", "pagefire.scripts.cli", *arguments],
@@ -93,7 +93,7 @@ class DaemonProcess:
 
 
 @contextlib.contextmanager
-def _signals_deferred() -> Iterator[None]:
+def signals_deferred() -> Iterator[None]:
     """Let SIGINT and SIGTERM wait: Popen, interrupted between fork and return, has started a process that nobody knows."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -111,7 +111,10 @@ def _signals_deferred() -> Iterator[None]:
 
 
 class Pair:
-    """A destination and a source with one guest, in a private runtime directory; everything is gone when the context ends."""
+    """A destination and a source with one guest, in a private runtime directory; everything is gone when the context ends.
+
+    `dest_host` is the address that the destination listens on, of the network that `dest_before` puts it into.
+    """
 
     def __init__(
         self,
@@ -120,18 +123,20 @@ class Pair:
         name: str = "guest0",
         source_before: Sequence[str] = (),
         dest_before: Sequence[str] = (),
+        dest_host: str = "127.0.0.1",
     ) -> None:
         self._temporary = tempfile.TemporaryDirectory(prefix="pagefire-")
         self.directory = Path(self._temporary.name)
         self.name = name
         self._source_arguments, self._dest_arguments = source_arguments, dest_arguments or []
         self._source_before, self._dest_before = source_before, dest_before
+        self._dest_host = dest_host
 
     def __enter__(self) -> Pair:
         try:
             here = ["--runtime-dir", os.fspath(self.directory)]
             self.dest = DaemonProcess(
-                ["dest", "--listen", "127.0.0.1:0", *here, *self._dest_arguments],
+                ["dest", "--listen", f"{self._dest_host}:0", *here, *self._dest_arguments],
                 self.directory / "dest.log",
                 before=self._dest_before,
             )
@@ -156,7 +161,7 @@ class Pair:
 
     @property
     def destination(self) -> str:
-        return f"127.0.0.1:{self.port}"
+        return f"{self._dest_host}:{self.port}"
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

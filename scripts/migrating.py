@@ -46,7 +46,8 @@ class Migration:
             transient=True,
         )
         self._round: TaskID | None = None
-        self._cancel_wanted = False
+        #: Somebody pressed Ctrl-C; past the commit point a migration ends well all the same.
+        self.cancel_wanted = False
         #: What had been measured when a migration ended with an error.
         self.report_of_failure: Json | None = None
 
@@ -79,7 +80,7 @@ class Migration:
 
         def on_signal(number: int, frame: object) -> None:
             self._console.print("Cancelling ...")
-            self._cancel_wanted = True
+            self.cancel_wanted = True
             self._cancel()
 
         before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -97,7 +98,7 @@ class Migration:
 
     def _show(self, event: Json) -> None:
         match event["event"]:
-            case "phase" if event["phase"] == "setup" and self._cancel_wanted:
+            case "phase" if event["phase"] == "setup" and self.cancel_wanted:
                 # The signal came before the daemon had begun, so there was nothing to cancel yet.
                 self._cancel()
             case "ended":

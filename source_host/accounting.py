@@ -103,7 +103,7 @@ class Accounting:
         if len(self._swapped_in) == 3:
             began, resumed, ended = self._swapped_in
             report.swap = Swap(stun.swapped.pages, stun.swap_bitmap_bytes, resumed - began, ended - resumed)
-        report.trace_install = tracing.cost()
+        report.trace_install = tracing.cost(self._requested_ns)
         report.wire_bytes = link.sent_bytes
         if report.rounds:
             seconds = sum(round_.duration_s for round_ in report.rounds)

@@ -43,11 +43,13 @@ class GuestTracing:
         """Tell how tracing was installed, once it is."""
         return self.rolling.installed if self.rolling is not None else self._installed
 
-    def cost(self) -> TraceInstall | None:
+    def cost(self, requested_ns: int) -> TraceInstall | None:
         """Tell what tracing cost the guest, while its control block is there; None where nothing was traced."""
         if self.tracker is None or self.installed is None:
             return None
-        return cost_of_install(self._guest.control, self.installed, self.tracker)
+        cost = cost_of_install(self._guest.control, self.installed, self.tracker)
+        cost.at_s = (self.installed.began_ns - requested_ns) / 1e9
+        return cost
 
     def end(self, *, guest_lives: bool) -> None:
         """Remove it; more than once does nothing."""
