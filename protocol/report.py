@@ -85,8 +85,8 @@ class TraceInstall:
     by 0.1 ms at most, 0 if there was none that long; of a rolling install None. vcpu_gap_s: each vCPU's longest gap in it, of which
     claimed_vcpu_gap_s is that of the vCPU that was the tracer. fires: first stores to something protected, as the collections of
     the whole migration found them but for the last, which protects nothing any more. answer_us: page-fire only, from the reading of
-    a batch of fires (64 at most) to the last vCPU let go; the waking of the daemon's thread and of the vCPU is not in it. at_s: when
-    the install began, since the migrate request.
+    a batch of fires (64 at most) to the last vCPU let go, without the waking of the daemon's thread and of the vCPU. at_s: when the
+    install began, since the migrate request.
     """
 
     policy: str
