@@ -118,6 +118,7 @@ def _row(
     claimed = [one.claimed_vcpu_gap_s for one in installs if one.claimed_vcpu_gap_s is not None]
     gaps_s = [one.guest_gap_s or 0.0 for one in installs]
     kept = [trial.rate_install_per_s / trial.rate_before_per_s for trial in trials]
+    per_fire_s = [trial.lost_s / trial.fires for trial in trials if trial.fires]
     shootdowns = [trial.tlb_shootdowns for trial in trials if trial.tlb_shootdowns is not None]
 
     def median(figure: str) -> float:
@@ -160,9 +161,7 @@ def _row(
         "fires": median("fires"),
         "fires_cost_s": median("fires") * fire_s if fire_s is not None else None,
         "lost_s": median("lost_s"),
-        "lost_per_fire_s": statistics.median(trial.lost_s / trial.fires for trial in trials)
-        if median("fires")
-        else None,
+        "lost_per_fire_s": statistics.median(per_fire_s) if per_fire_s else None,
         "answer_us": dataclasses.asdict(installs[0].answer_us) if installs[0].answer_us is not None else None,
         "scan_s": median("scan_s"),
         "dirty_pages": median("dirty_pages"),

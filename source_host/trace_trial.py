@@ -88,6 +88,12 @@ def run_trial(
     before = _Window(guest)
     time.sleep(times.before_s)
     rate_before_per_s = before.rate_per_s()
+    if not rate_before_per_s:
+        raise PagefireError(
+            f"the guest committed nothing in the {times.before_s:g} s before the trial",
+            "what tracing costs is told by its commits",
+            "give it another workload, or a longer --before",
+        )
     gap_before_ns = guest.control.longest_guest_gap_ns(before.began_ns + BUCKET_NS, now_ns())
     tracker = make_tracker(guest, choice, options.granularity)
     try:
