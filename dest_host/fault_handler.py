@@ -46,7 +46,7 @@ class FaultHandler:
         self._intake = intake
         self._publisher = publisher
         self._on_error = on_error
-        self._to_fetch: asyncio.Queue[int] = asyncio.Queue()
+        self._to_fetch: asyncio.Queue[list[int]] = asyncio.Queue()
         #: Faults on pages that were here already.
         self.minor_faults = 0
 
@@ -59,9 +59,9 @@ class FaultHandler:
     async def fetch(self, stream: FrameStream) -> None:
         """Ask the source for what faults need, until cancelled; raises LinkLost."""
         while True:
-            pages = [await self._to_fetch.get()]
+            pages = list(await self._to_fetch.get())
             while not self._to_fetch.empty():
-                pages.append(self._to_fetch.get_nowait())
+                pages += self._to_fetch.get_nowait()
             await stream.send(Fetch(PageSet.of_pages(np.array(pages))))
 
     async def receive(self, stream: FrameStream, landing: Landing) -> None:
@@ -91,8 +91,8 @@ class FaultHandler:
             self.minor_faults += 1
             return
         self._intake.note_wait(page, now)
-        if self._ledger.request(page):
-            self._to_fetch.put_nowait(page)
+        if wanted := self._ledger.request(page):
+            self._to_fetch.put_nowait(wanted)
         else:
             # It may have arrived between the two looks: whoever published it may not have seen that somebody waits for it.
             self._publish(page, 1)

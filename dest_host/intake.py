@@ -30,10 +30,11 @@ _ZERO_PAGES_AT_ONCE = 1 << 16
 class Intake:
     """Takes pages from any number of connections, each with its own thread and `Landing`."""
 
-    def __init__(self, ledger: Ledger, publisher: Publisher, total_pages: int) -> None:
+    def __init__(self, ledger: Ledger, publisher: Publisher, total_pages: int, unit_pages: int = 1) -> None:
         self._ledger = ledger
         self._publisher = publisher
         self._total_pages = total_pages
+        self._unit_pages = unit_pages
         self._resumed = False
         self._waiting: dict[int, int] = {}
         self._waiting_lock = threading.Lock()
@@ -72,6 +73,11 @@ class Intake:
     def take_fetched(self, pages: PageSet, contents: bytes, landing: Landing) -> None:
         """Take the fetched `contents` of `pages`, which have been read already; after the resume only."""
         self.check_within(pages)
+        if self._unit_pages > 1:
+            fresh = self._ledger.claim(pages)
+            landing.place(fresh, pages, contents)
+            self._received(fresh)
+            return
         for page, at in zip(pages.page_numbers().tolist(), range(0, len(contents), PAGE_BYTES), strict=True):
             if self._ledger.claim_page(page):
                 landing.place_page(page, contents[at : at + PAGE_BYTES])
@@ -90,8 +96,9 @@ class Intake:
             self._received(fresh)
 
     def publish_ready(self, pages: PageSet) -> None:
-        """Show the guest those of `pages` that are here and current and were not shown yet."""
-        ready = self._ledger.unpublished(pages)
+        """Show the guest those of `pages` that are here and current and were not shown yet; whole units around them."""
+        whole = pages.rounded(self._unit_pages, self._total_pages) if self._unit_pages > 1 else pages
+        ready = self._ledger.unpublished(whole)
         for start, stop in zip(ready.starts.tolist(), ready.stops.tolist(), strict=True):
             self.publish(start, stop)
 
@@ -147,8 +154,9 @@ class Intake:
             self.pushed_pages += fresh.pages - asked_for
         self.publish_ready(fresh.rounded(PUBLISH_UNIT_PAGES, self._total_pages))
         for page in self._waited_for(fresh):
-            self._publisher.publish_zero(page)
-            self.settle_waits(page, page + 1)
+            if self._ledger.is_zero(page):
+                self._publisher.publish_zero(page)
+                self.settle_waits(page, page + 1)
         if self._ledger.count_published(fresh.pages):
             self._on_complete()
 

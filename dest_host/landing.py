@@ -74,6 +74,12 @@ class Landing:
         """Copy the contents of one page into memory; the ledger is the caller's to tell."""
         self._bytes[page * PAGE_BYTES : (page + 1) * PAGE_BYTES] = contents
 
+    def place(self, pages: PageSet, among: PageSet, contents: bytes) -> None:
+        """Copy some of the pages `among`, whose `contents` these are, into memory; the ledger is the caller's to tell."""
+        for start, stop in zip(pages.starts.tolist(), pages.stops.tolist(), strict=True):
+            at = among.rank(start) * PAGE_BYTES
+            self._bytes[start * PAGE_BYTES : stop * PAGE_BYTES] = contents[at : at + (stop - start) * PAGE_BYTES]
+
     def close(self) -> None:
         if self._pipe is not None:
             for end in self._pipe:

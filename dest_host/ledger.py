@@ -30,7 +30,9 @@ _MANY_RUNS, _SHORT_RUN_PAGES = 16, 64
 class Ledger:
     """The pages of one guest; every method is safe in any thread."""
 
-    def __init__(self, total_pages: int) -> None:
+    def __init__(self, total_pages: int, unit_pages: int = 1) -> None:
+        """Know nothing of any page. They are shown by units of `unit_pages`, each only as a whole: its last page decides."""
+        self._unit_pages = unit_pages
         self.states: npt.NDArray[np.uint8] = sparse_zeros(total_pages)
         self._lock = threading.Lock()
         #: Pages named by the bitmap and not yet received and published.
@@ -100,13 +102,14 @@ class Ledger:
         for start, stop in zip(pages.starts.tolist(), pages.stops.tolist(), strict=True):
             self.states[start:stop] |= np.uint8(bits)
 
-    def request(self, page: int) -> bool:
-        """Note that a page is to be fetched; False when that is not needed: requested, claimed or not missing."""
+    def request(self, page: int) -> list[int]:
+        """Note that a page's unit is to be fetched; gives its pages but for those requested, claimed or not missing."""
+        first = page // self._unit_pages * self._unit_pages
         with self._lock:
-            wanted = self.states[page] & (MISSING | CLAIMED | REQUESTED) == MISSING
-            if wanted:
-                self.states[page] |= REQUESTED
-        return bool(wanted)
+            unit = self.states[first : first + self._unit_pages]
+            wanted = unit & (MISSING | CLAIMED | REQUESTED) == MISSING
+            unit[wanted] |= REQUESTED
+        return [first + offset for offset in np.flatnonzero(wanted).tolist()]
 
     def is_zero(self, page: int) -> bool:
         """Tell whether a page is zero without contents here: a hole that the bitmap did not name, or one that came as zero."""
@@ -114,9 +117,9 @@ class Ledger:
         return not state & FILLED and (not state & MISSING or bool(state & RECEIVED))
 
     def unpublished(self, pages: PageSet) -> PageSet:
-        """Give those of `pages` that may be published and were not yet."""
+        """Give those of `pages`, which are whole units, that may be published and were not yet."""
         states = self.states[pages.index()]
-        return _chosen(pages, publishable(states) & ((states & PUBLISHED) == 0))
+        return _chosen(pages, self._whole(publishable(states) & ((states & PUBLISHED) == 0)))
 
     def mark_published(self, start: int, stop: int) -> None:
         with self._lock:
@@ -127,19 +130,27 @@ class Ledger:
 
         Empty when the page may not be published itself; it is in the run even when it was published already: somebody waits for it.
         """
+        window_pages = max(window_pages, self._unit_pages)
         first = page // window_pages * window_pages
         states = self.states[first : first + window_pages]
-        ready = publishable(states)
+        ready = self._whole(publishable(states))
         here = page - first
         if not ready[here]:
             return page, page
         ready &= (states & PUBLISHED) == 0
-        ready[here] = True
+        unit = here // self._unit_pages * self._unit_pages
+        ready[unit : unit + self._unit_pages] = True
         blocked = np.flatnonzero(~ready)
         after = int(np.searchsorted(blocked, here))
         start = int(blocked[after - 1]) + 1 if after else 0
         stop = int(blocked[after]) if after < blocked.size else states.size
         return first + start, first + stop
+
+    def _whole(self, mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+        """Leave of a mask over whole units those that are set throughout."""
+        if self._unit_pages == 1:
+            return mask
+        return np.repeat(mask.reshape(-1, self._unit_pages).all(axis=1), self._unit_pages)
 
 
 def _chosen(pages: PageSet, mask: npt.NDArray[np.bool_]) -> PageSet:

@@ -215,11 +215,15 @@ class IncomingMigration:
             path.with_suffix(".log").unlink(missing_ok=True)
             raise
         asyncio.get_running_loop().add_reader(guest.pidfd, self._guest_died)
-        self._uffd = await in_thread(guest.open_uffd, userfaultfd.DEMAND_PAGING, keep=True)
-        self._publisher = Publisher(self._uffd, guest.address, offer.memory_bytes)
+        unit_pages, total_pages = guest.memory.unit_pages, pages_of(offer.memory_bytes)
+        features = userfaultfd.DEMAND_PAGING if unit_pages == 1 else userfaultfd.DEMAND_PAGING_HUGETLB
+        self._uffd = await in_thread(guest.open_uffd, features, keep=True)
+        self._publisher = Publisher(self._uffd, guest.address, offer.memory_bytes, unit_pages)
         self._publisher.arm()
-        self._ledger = Ledger(pages_of(offer.memory_bytes))
-        self._intake = Intake(self._ledger, self._publisher, pages_of(offer.memory_bytes))
+        self._ledger = Ledger(total_pages, unit_pages)
+        if unit_pages > 1:
+            self._ledger.mark_filled(PageSet.span(0, total_pages))  # with zeros: see memfd.create
+        self._intake = Intake(self._ledger, self._publisher, total_pages, unit_pages)
         self._faults = FaultHandler(
             self._uffd, guest.address, self._ledger, self._intake, self._publisher, on_error=self._break
         )
@@ -245,9 +249,10 @@ class IncomingMigration:
         """Take memory for pages that are announced; holes that have it count as filled, with zeros."""
         assert self.guest is not None
         self._intake.check_within(pages)
-        for start, stop in zip(pages.starts.tolist(), pages.stops.tolist(), strict=True):
-            await in_thread(self.guest.memory.populate, start, stop)
-        self._ledger.mark_filled(pages)
+        if self.guest.memory.unit_pages == 1:
+            for start, stop in zip(pages.starts.tolist(), pages.stops.tolist(), strict=True):
+                await in_thread(self.guest.memory.populate, start, stop)
+            self._ledger.mark_filled(pages)
         await self._control.send(Populated())
 
     async def _install(self, switchover: Switchover) -> None:
@@ -277,8 +282,7 @@ class IncomingMigration:
         self.guest.control.install_registers(registers)
         self.guest.control.stop_at = switchover.stop_at
         self._intake.resume_begins(missing, lambda: loop.call_soon_threadsafe(self._complete.set))
-        for start, stop in zip(switchover.hot.starts.tolist(), switchover.hot.stops.tolist(), strict=True):
-            self._intake.publish(start, stop)
+        self._intake.publish_ready(switchover.hot)
         self._faults.start()
         await self._control.send(Ready(decoded - began, drained - decoded, time.monotonic() - drained))
 

@@ -1,5 +1,7 @@
 """Showing pages to the guest: UFFDIO_CONTINUE over what the memfd holds, with what the kernel may answer.
 
+On hugetlb all of it goes by units of 2 MiB: a page of 4 KiB cannot be shown there, and the file has no hole (memfd.create).
+
 The guest's mapping is registered MISSING | MINOR before it first runs, so it sees no page that was not published, however much of
 it lies in the file already. COPY would refuse a page that the file has (EEXIST), and stale pages are such pages.
 
@@ -21,8 +23,9 @@ from pagefire.protocol.pages import PAGE_BYTES
 class Publisher:
     """Publishes pages of one guest. Any thread; a page must be full, and its filler done, before it is published."""
 
-    def __init__(self, uffd: int, address: int, memory_bytes: int) -> None:
+    def __init__(self, uffd: int, address: int, memory_bytes: int, unit_pages: int = 1) -> None:
         self._uffd = uffd
+        self._unit_bytes = unit_pages * PAGE_BYTES
         self._address = address
         self._memory_bytes = memory_bytes
 
@@ -40,7 +43,7 @@ class Publisher:
         userfaultfd.wake(self._uffd, self._address, self._memory_bytes)
 
     def publish(self, start: int, stop: int) -> None:
-        """Map the pages start <= page < stop, which the file holds, and wake whoever waits for them."""
+        """Map the pages start <= page < stop, whole units which the file holds, and wake whoever waits for them."""
         at, end = self._address + start * PAGE_BYTES, self._address + stop * PAGE_BYTES
         while at < end:
             mapped_bytes, error = userfaultfd.continue_range(self._uffd, at, end - at)
@@ -52,10 +55,10 @@ class Publisher:
             if error == errno.EFAULT:
                 self._zero(at)
             elif error == errno.EEXIST:
-                userfaultfd.wake(self._uffd, at, PAGE_BYTES)
+                userfaultfd.wake(self._uffd, at, self._unit_bytes)
             else:
                 raise _unexpected("UFFDIO_CONTINUE", error)
-            at += PAGE_BYTES
+            at += self._unit_bytes
 
     def publish_zero(self, page: int) -> None:
         """Map a zero page where the file holds nothing, and wake whoever waits for it."""

@@ -8,23 +8,30 @@ from typing import Any
 
 from pagefire.guest_workload.layout import Layout
 from pagefire.protocol.errors import UsageError
+from pagefire.protocol.pages import GRANULE_BYTES
 
 MIN_RATE_PER_S = 0.001
 
 
 class Backing(enum.Enum):
-    """What maps guest memory: 4 KiB pages, or transparent huge pages (2 MiB) wherever a whole granule is there."""
+    """What maps guest memory: 4 KiB pages, transparent huge pages (2 MiB) wherever a whole granule is there, or 2 MiB pages only.
+
+    The last come from a pool that the host has reserved (hugetlb). The kernel never divides them, so such a guest is protected,
+    sent, faulted and shown by 2 MiB.
+    """
 
     SMALL = "4k"
     THP = "thp"
+    HUGETLB = "hugetlb"
 
 
 @dataclass(frozen=True, slots=True)
 class GuestConfig:
     """One guest's shape; the *_bytes and vcpus as in `Layout`.
 
-    `backing` is a `Backing`. `rate` is transactions per second of the whole guest, None for the workload's own pace. `stop_at`
-    counts transactions of each vCPU since birth, 0 for never. A `shell` has no content: it is ready to take a migrated guest.
+    `scattered_pages` single pages with contents lie all over the memory, beside the resident bytes; nobody writes them. `backing`
+    is a `Backing`. `rate` is transactions per second of the whole guest, None for the workload's own pace. `stop_at` counts
+    transactions of each vCPU since birth, 0 for never. A `shell` has no content: it is ready to take a migrated guest.
     `user_workloads` are the names beyond the built-in ones that this host's owner allows; a host fills it in itself and never takes
     it from a peer.
     """
@@ -38,6 +45,7 @@ class GuestConfig:
     seed: int = 1
     rate: float | None = None
     backing: str = Backing.SMALL.value
+    scattered_pages: int = 0
     shell: bool = False
     stop_at: int = 0
     cpus: tuple[int, ...] | None = None
@@ -50,6 +58,12 @@ class GuestConfig:
                 f"a guest's memory cannot be backed by {self.backing}",
                 f"known are {', '.join(known)}",
                 "change --backing",
+            )
+        if self.backing == Backing.HUGETLB.value and self.memory_bytes % GRANULE_BYTES:
+            raise UsageError(
+                f"{self.memory_bytes} bytes of memory cannot be backed by hugetlb",
+                "it is made of whole pages of 2 MiB",
+                "change --memory",
             )
         if self.rate is not None and self.rate < MIN_RATE_PER_S:
             raise UsageError(

@@ -80,6 +80,28 @@ class Layout:
         """Pages of each partition that the workload writes; the first of the resident ones."""
         return min(self.working_set_bytes // self.vcpus, self.partition_bytes) // PAGE_BYTES
 
+    def scattered_pages(self, count: int) -> npt.NDArray[np.int64]:
+        """Choose so many pages, uniformly over all of memory, that are none of the resident ones; by the seed, in order.
+
+        Raises UsageError where there are not twice as many to choose from.
+        """
+        total_pages, partition_pages = self.memory_bytes // PAGE_BYTES, self.partition_bytes // PAGE_BYTES
+        free_pages = total_pages - self.vcpus * self.resident_pages
+        if not 0 <= 2 * count <= free_pages:
+            raise _impossible(
+                f"{count} scattered pages",
+                f"{free_pages} of its pages are not resident, and at most half of them may be scattered",
+                "lower --scattered or raise --memory",
+            )
+        random, chosen = np.random.default_rng(self.seed), np.empty(0, np.int64)
+        while chosen.size < count:
+            drawn = random.integers(0, total_pages, 2 * count)
+            resident = (drawn % partition_pages < self.resident_pages) & (drawn < self.vcpus * partition_pages)
+            drawn = np.concatenate((chosen, drawn[~resident]))
+            _, first_at = np.unique(drawn, return_index=True)
+            chosen = drawn[np.sort(first_at)][:count]
+        return np.sort(chosen)
+
     def partition(self, memory: npt.NDArray[np.uint8], vcpu: int) -> npt.NDArray[np.uint64]:
         """View the words of one vCPU's partition; no copy."""
         start = vcpu * self.partition_bytes

@@ -20,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import psutil
 
 from pagefire.guest_workload import channel, jit_cache, registry
@@ -28,6 +29,7 @@ from pagefire.guest_workload.guest_config import Backing, GuestConfig
 from pagefire.guest_workload.layout import Layout
 from pagefire.guest_workload.linux import memfd, scheduling, userfaultfd
 from pagefire.protocol.errors import FeatureMissing, GuestError, PagefireError, UsageError
+from pagefire.protocol.pages import GRANULE_BYTES, PAGE_BYTES
 
 if TYPE_CHECKING:
     from pagefire.guest_workload.workload import Workload
@@ -54,7 +56,7 @@ class Guest:
             os.sched_setaffinity(0, config.cpus)
         self.workload: Workload = _load(config)
         self.workload.require(self.layout)
-        self.memory = memfd.Mapping(memfd.create(f"guest-{config.name}"[:200], config.memory_bytes))
+        self.memory = memfd.Mapping(_take_memory(config))
         if config.backing == Backing.THP.value:
             _require_huge_pages()
             self.memory.prefer_huge()
@@ -78,6 +80,8 @@ class Guest:
 
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
             list(pool.map(fill_one, range(layout.vcpus)))
+        for page in layout.scattered_pages(self.config.scattered_pages).tolist():
+            memory[page * PAGE_BYTES : page * PAGE_BYTES + 8].view(np.uint64)[0] = page + 1
 
     def require_parked(self, what: str) -> None:
         """Raise GuestError unless every vCPU is parked; finished ones are, even in a guest that was not paused."""
@@ -85,7 +89,24 @@ class Guest:
             raise GuestError(f"the guest {self.config.name} cannot be {what} now", "it is running", "pause it first")
 
 
+def _take_memory(config: GuestConfig) -> int:
+    name, hugetlb = f"guest-{config.name}"[:200], config.backing == Backing.HUGETLB.value
+    try:
+        return memfd.create(name, config.memory_bytes, hugetlb=hugetlb)
+    except OSError as error:
+        if not hugetlb:
+            raise
+        free_bytes, pool = memfd.free_hugetlb_bytes(), memfd.HUGETLB_POOL / "nr_hugepages"
+        raise FeatureMissing(
+            f"this host's pool of 2 MiB pages is too small for the guest {config.name}",
+            f"{config.memory_bytes >> 20} MiB are needed, {free_bytes >> 20} MiB are free ({error.strerror}): "
+            f"echo {config.memory_bytes // GRANULE_BYTES} | sudo tee {pool} (twice as many where it comes and goes on one host)",
+        ) from error
+
+
 def _require_room(config: GuestConfig) -> None:
+    if config.backing == Backing.HUGETLB.value:
+        return  # Its memory is the pool's, which is no part of what is available.
     available_bytes = psutil.virtual_memory().available
     if config.resident_bytes > available_bytes:
         raise UsageError(

@@ -149,6 +149,11 @@ class PageSet:
             return slice(int(self.starts[0]) - first, int(self.stops[0]) - first)
         return self.page_numbers() - first if first else self.page_numbers()
 
+    def rank(self, page: int) -> int:
+        """Tell which page of the set this one of its pages is, counted from 0 in ascending order."""
+        run = int(np.searchsorted(self.starts, page, "right")) - 1
+        return int(self._ends[run]) - int(self.stops[run]) + page
+
     def part(self, first: int, last: int) -> PageSet:
         """Hold the pages from the first-th up to, not including, the last-th, counted from 0 in ascending order."""
         last = min(last, self.pages)

@@ -37,13 +37,17 @@ class VcpuStun:
 
 @dataclass(slots=True)
 class GuestShape:
-    """What was migrated. `resident_bytes` is what guest memory held when tracing began; holes are not counted. backing: 4k, thp."""
+    """What was migrated. `resident_bytes` is what guest memory held when tracing began; holes are not counted.
+
+    `backing` (4k, thp, hugetlb) is what mapped it at the source, `dest_backing` at the destination.
+    """
 
     name: str
     memory_bytes: int
     resident_bytes: int
     page_bytes: int
     backing: str
+    dest_backing: str
     vcpus: int
     workload: str
     rate: float | None

@@ -85,6 +85,7 @@ def migrate(
     move: o.MoveOptions,
     tracing: o.TracingOptions,
     name: o.GuestName = None,
+    backing: o.DestBacking = None,
     json_file: o.JsonFile = None,
     report_dir: o.ReportDir = None,
     runtime_dir: o.RuntimeDir = None,
@@ -92,7 +93,9 @@ def migrate(
     """Migrate a guest to another daemon, and report."""
     from pagefire.scripts.migrating import Migration
 
-    chosen = move.migration(to, tracing)
+    if backing is not None:
+        o.one_of("--backing", backing, o.BACKINGS)
+    chosen = dataclasses.replace(move.migration(to, tracing), backing=backing)
     socket_path = _find_source(runtime_dir, name)
     guest = request(socket_path, "status", timeout_s=10.0)["guest"]
     _require_writable(json_file)
@@ -142,6 +145,7 @@ def demo(
 
     _require_writable(json_file)
     config, chosen, pins = guest.config(), move.migration("", tracing), pinning.given()
+    tracing.require_possible_for(config.backing)
     report = run_demo(config, chosen, parse_duration(warmup), pins, _screen)
     _deliver(report, json_file, report_dir or default_folder(datetime.now()))
 

@@ -115,8 +115,8 @@ def _print_case(case: Json, result: Json, console: Console) -> None:
             "granularity stays 4K in every profile."
         )
     if case["backing"] == "4k" and "coarse" not in " ".join(case["repeated"]):
-        coarse = ", ".join(row["profile"] for row in rows if PROFILES[row["profile"]].granularity == "2M")
-        console.print(f"Granularity stays 4K in every profile (--backing 4k); it would be 2M in {coarse}.")
+        coarse = ", ".join(row["profile"] for row in rows if PROFILES[row["profile"]].granularity != "4K")
+        console.print(f"Granularity stays 4K in every profile (--backing 4k); it would be coarser in {coarse}.")
 
 
 def _cell(figure: Json, written: Callable[[float], str]) -> str:

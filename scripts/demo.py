@@ -26,6 +26,7 @@ def source_arguments(config: GuestConfig) -> list[str]:
         "--workload": config.workload,
         "--seed": str(config.seed),
         "--backing": config.backing,
+        "--scattered": str(config.scattered_pages),
         "--rate": str(config.rate) if config.rate is not None else None,
     }
     return [part for option, value in arguments.items() if value is not None for part in (option, value)]

@@ -10,7 +10,7 @@ from typing import Annotated
 import psutil
 import typer
 
-from pagefire.guest_workload.guest_config import GuestConfig
+from pagefire.guest_workload.guest_config import Backing, GuestConfig
 from pagefire.guest_workload.registry import BUILT_IN, refuse_unknown
 from pagefire.protocol import bitmap as bitmaps
 from pagefire.protocol.errors import UsageError
@@ -26,11 +26,14 @@ from pagefire.protocol.units import (
     parse_working_set,
 )
 from pagefire.source_host.options import MigrationOptions
+from pagefire.source_host.tracker_choice import granularity_of
+from pagefire.source_host.tracking import Granularity
 
 TRACKERS = ("auto", "pagemap-scan", "page-fire")
 INSTALLS = ("stop", "loose", "rolling")
 TRACERS = ("vcpu", "host")
-GRANULARITIES = ("4K", "2M")
+GRANULARITIES = ("4K", "2M", "auto")
+BACKINGS = ("4k", "thp", "hugetlb")
 INSTALL_CALLS = ("range", "per-page")
 STEPS = {"2M": GRANULE_PAGES, "1G": (1 << 30) // PAGE_BYTES, "all": None}
 
@@ -65,6 +68,14 @@ JsonFile = Annotated[
 ReportDir = Annotated[
     Path | None, typer.Option("--report", help="Write report.json, summary.txt and timeline.png into this folder.")
 ]
+DestBacking = Annotated[
+    str | None,
+    typer.Option(
+        "--backing",
+        help="What maps guest memory at the destination: 4k, thp or hugetlb [default: what maps it at the source].",
+        rich_help_panel="Migration",
+    ),
+]
 GuestName = Annotated[str | None, typer.Argument(metavar="[NAME]", help="The guest; needed where several daemons run.")]
 InstallLoss = Annotated[
     str,
@@ -91,6 +102,14 @@ class GuestOptions:
             rich_help_panel="Guest",
         ),
     ] = None
+    scattered: Annotated[
+        int,
+        typer.Option(
+            "--scattered",
+            help="So many single pages with contents besides, scattered over all of a sparse guest's memory.",
+            rich_help_panel="Guest",
+        ),
+    ] = 0
     vcpus: Annotated[int, typer.Option("--vcpus", help="1 to 256 vCPU threads.", rich_help_panel="Guest")] = 2
     workload: Annotated[
         str,
@@ -117,15 +136,21 @@ class GuestOptions:
         int, typer.Option("--seed", help="Seed of the workload and of the memory's contents.", rich_help_panel="Guest")
     ] = 1
     backing: Annotated[
-        str, typer.Option("--backing", help="What maps its memory: 4k or thp (2 MiB pages).", rich_help_panel="Guest")
+        str,
+        typer.Option(
+            "--backing",
+            help="What maps its memory: 4k, thp (2 MiB pages), or hugetlb (2 MiB pages of the host's pool).",
+            rich_help_panel="Guest",
+        ),
     ] = "4k"
 
     def config(self) -> GuestConfig:
         """Parse it; raises UsageError before anything is started."""
         memory_bytes = parse_size(self.memory)
         resident_bytes = parse_working_set(self.resident, memory_bytes) if self.resident is not None else memory_bytes
+        one_of("--backing", self.backing, BACKINGS)
         available_bytes = psutil.virtual_memory().available
-        if resident_bytes > available_bytes:
+        if resident_bytes > available_bytes and self.backing != "hugetlb":
             raise UsageError(
                 f"{format_size(resident_bytes)} of resident guest memory do not fit into this host",
                 f"{format_size(available_bytes)} are available",
@@ -146,10 +171,11 @@ class GuestOptions:
             seed=self.seed,
             rate=parse_rate(self.rate) if self.rate is not None else None,
             backing=self.backing,
+            scattered_pages=self.scattered,
             # Who starts the guest here chose its workload here: that is the permission.
             user_workloads=() if self.workload in BUILT_IN else (self.workload,),
         )
-        config.layout()
+        config.layout().scattered_pages(self.scattered)
         return config
 
 
@@ -185,9 +211,12 @@ class TracingOptions:
     granularity: Annotated[
         str,
         typer.Option(
-            "--granularity", help="Protect by 4K, or by 2M and break down what fires.", rich_help_panel="Tracing"
+            "--granularity",
+            help="Protect by 4K; by 2M and break down what fires; or auto: what the memory's backing allows, broken down "
+            "where that pays.",
+            rich_help_panel="Tracing",
         ),
-    ] = "4K"
+    ] = "auto"
     install_step: Annotated[
         str,
         typer.Option(
@@ -218,18 +247,16 @@ class TracingOptions:
         one_of("--tracer", self.tracer, TRACERS)
         one_of("--granularity", self.granularity, GRANULARITIES)
         one_of("--install-calls", self.install_calls, INSTALL_CALLS)
-        if self.install_calls == "per-page" and (self.granularity != "4K" or self.install == "rolling"):
+        if self.install_calls == "per-page" and (self.granularity == "2M" or self.install == "rolling"):
             raise UsageError(
                 "--install-calls per-page goes with --granularity 4K and --install stop or loose only",
                 "it makes a call for each page of 4 KiB, all of them at once",
                 "leave it out",
             )
-        if self.tracker == "page-fire" and self.granularity != "4K":
-            raise UsageError(
-                f"--tracker page-fire cannot protect by {self.granularity}",
-                "the kernel lays synchronous write protection of shared memory page by page",
-                "use --granularity 4K, or --tracker pagemap-scan",
-            )
+
+    def require_possible_for(self, backing: str) -> None:
+        """Raise UsageError where memory of this backing, which is a known one, cannot be traced so."""
+        granularity_of(Backing(backing), self.tracker, Granularity(self.granularity))
 
 
 @dataclass(frozen=True)
@@ -327,7 +354,8 @@ class MoveOptions:
             tracker=tracing.tracker,
             install=tracing.install,
             tracer=tracing.tracer,
-            granularity=tracing.granularity,
+            # Page by page is by pages, whatever the memory would allow.
+            granularity="4K" if tracing.install_calls == "per-page" else tracing.granularity,
             install_step_pages=tracing.step_pages,
             install_most_loss=loss(tracing.install_loss),
             bitmap=self.bitmap,

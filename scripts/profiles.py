@@ -1,8 +1,8 @@
 """The migrations that `pagefire compare` lays beside each other: vSphere 6.7's way, vSphere 7's, ours, and what lies between.
 
 Three enhancements lead from 6.7 to 7: the loose install by a claimed vCPU, the coarse granularity that is broken down where it
-fires, the compacted bitmap. The ablation takes 6.7 with each of them alone, and 7 without each. `ours` installs rolling. Whatever
-is not named here is the same for all: mode hybrid, one page connection.
+fires, the compacted bitmap. The ablation takes 6.7 with each of them alone, and 7 without each. `ours` installs rolling and breaks
+down where it pays. Whatever is not named here is the same for all: mode hybrid, one page connection.
 """
 
 from __future__ import annotations
@@ -11,18 +11,19 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pagefire.protocol.pages import GRANULE_PAGES
+from pagefire.protocol.pages import GRANULE_PAGES, PAGE_BYTES
 from pagefire.source_host.options import MigrationOptions
 
 #: The share of its commits that a guest may lose before a considerate install waits; the post knows no such thing.
 _OUR_MOST_LOSS = 0.03
+_GIB_PAGES = (1 << 30) // PAGE_BYTES
 
 
 @dataclass(frozen=True, slots=True)
 class Profile:
     """One way to migrate.
 
-    install: stop, loose or rolling; tracer: vcpu or host; granularity: 4K or 2M; bitmap: raw or compacted.
+    install: stop, loose or rolling; tracer: vcpu or host; granularity: 4K, 2M or auto; bitmap: raw or compacted.
     """
 
     name: str
@@ -44,14 +45,18 @@ class Profile:
         return f"{self.install}{by}, {self.granularity}, {self.bitmap} bitmap"
 
     def options(self, settle_s: float) -> MigrationOptions:
-        """Give a migration's options, but for its destination: 2 MiB mappings are protected by runs, 4 KiB ones in 2 MiB steps."""
+        """Give a migration's options, but for its destination.
+
+        2 MiB mappings are protected by runs, or GiB after GiB just before they are sent; 4 KiB ones in 2 MiB steps.
+        """
+        coarse_step_pages = _GIB_PAGES if self.install == "rolling" else None
         return MigrationOptions(
             to="",
             mode="hybrid",
             install=self.install,
             tracer=self.tracer,
             granularity=self.granularity,
-            install_step_pages=None if self.granularity == "2M" else GRANULE_PAGES,
+            install_step_pages=GRANULE_PAGES if self.granularity == "4K" else coarse_step_pages,
             install_most_loss=self.most_loss,
             bitmap=self.bitmap,
             settle_s=settle_s,
@@ -77,7 +82,7 @@ PROFILES: dict[str, Profile] = {
     for profile in (
         _V67,
         _V7,
-        Profile("ours", "rolling", "host", "2M", "compacted", _OUR_MOST_LOSS),
+        Profile("ours", "rolling", "host", "auto", "compacted", _OUR_MOST_LOSS),
         *(replace(_V67, name=f"6.7 + {name}", **fields) for name, fields in ENHANCEMENTS.items()),
         *(replace(_V7, name=f"7 - {name}", **fields) for name, fields in _BEFORE.items()),
     )

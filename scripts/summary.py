@@ -136,6 +136,14 @@ def _who(report: Report) -> str:
     return str(_read(report, "guest", "name") or _NAMELESS)
 
 
+def _backing(guest: Report) -> str:
+    """Say what maps its memory, where that is not the plain case."""
+    here, there = guest.get("backing") or "4k", guest.get("dest_backing") or "4k"
+    if here == there == "4k":
+        return ""
+    return f"mapped by {here}" if here == there else f"mapped by {here} here, by {there} there"
+
+
 def _subject(report: Report) -> RenderableType:
     guest = report.get("guest") or {}
     rate = guest.get("rate")
@@ -143,6 +151,7 @@ def _subject(report: Report) -> RenderableType:
     shape = [
         f"{_words(guest, 'memory_bytes', write=format_size)} of memory",
         f"{_words(guest, 'resident_bytes', write=format_size)} of it held",
+        _backing(guest),
         f"{vcpus} vCPU{'' if vcpus == 1 else 's'}" if vcpus else "",
         f"{guest.get('workload') or 'unnamed'} workload",
         f"{format_count(rate)}/s asked" if rate else "as fast as it can",

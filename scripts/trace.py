@@ -25,7 +25,9 @@ from pagefire.guest_workload.guest_config import GuestConfig
 from pagefire.guest_workload.guest_process import GuestProcess
 from pagefire.guest_workload.linux.fire_cost import fire_cost_s
 from pagefire.protocol.errors import UsageError
+from pagefire.protocol.report import TraceInstall
 from pagefire.protocol.units import format_count, format_duration, format_size
+from pagefire.scripts.trace_crossing import crossing_words, crossings
 from pagefire.source_host.pagemap_tracker import PagemapTracker
 from pagefire.source_host.trace_install import InstallOptions
 from pagefire.source_host.trace_trial import TraceTrial, TrialTimes, run_trial
@@ -56,7 +58,7 @@ def run_trace(
     repetitions: int,
     console: Console,
 ) -> Json:
-    """Make all trials; gives {rows: [...]}, a row a combination with the median of its repetitions."""
+    """Make all trials; gives {rows: [...], crossings: [...]}, a row a combination with the median of its repetitions."""
     choice = choose_tracker(tracker)
     # A synchronous fire costs what this host's thread takes to answer it, which is not measured apart.
     fire_s = fire_cost_s() if choice.name == PagemapTracker.name else None
@@ -67,7 +69,14 @@ def run_trace(
             f"{shape.config.vcpus} vCPUs, {shape.touched:.0%} touched, workload {shape.config.workload}"
         )
         rows += _rows_of_guest(shape, ways, choice, times, repetitions, fire_s, console)
-    return {"benchmark": "trace", "tracker": choice.name, "repetitions": repetitions, "fire_s": fire_s, "rows": rows}
+    return {
+        "benchmark": "trace",
+        "tracker": choice.name,
+        "repetitions": repetitions,
+        "fire_s": fire_s,
+        "rows": rows,
+        "crossings": crossings(rows),
+    }
 
 
 def _rows_of_guest(
@@ -127,7 +136,7 @@ def _row(
     return {
         "install": way.policy,
         "tracer": way.done_by,
-        "granularity": way.granularity.value,
+        "granularity": installs[0].granularity,
         "backing": config.backing,
         "touched": shape.touched,
         "vcpus": config.vcpus,
@@ -165,10 +174,23 @@ def _row(
         "answer_us": dataclasses.asdict(installs[0].answer_us) if installs[0].answer_us is not None else None,
         "scan_s": median("scan_s"),
         "dirty_pages": median("dirty_pages"),
+        "collected_pages": median("collected_pages"),
+        "host_s": median("host_s"),
+        "tracing_s": _tracing_s(way, median("host_s"), median("fires"), installs, fire_s),
         "remove_s": median("remove_s"),
         "granules_left_small": max(trial.granules_left_small for trial in trials),
         "tlb_shootdowns": statistics.median(shootdowns) if shootdowns else None,
     }
+
+
+def _tracing_s(
+    way: InstallOptions, host_s: float, fires: float, installs: Sequence[TraceInstall], fire_s: float | None
+) -> float | None:
+    """Add up the CPU time that tracing took: this host's, the fires', and that of the vCPUs that made the calls."""
+    if fire_s is None:
+        return None
+    by_vcpus_s = statistics.median(one.install_s for one in installs) if way.done_by == "vcpu" else 0.0
+    return host_s + fires * fire_s + by_vcpus_s
 
 
 def ways_to_install(
@@ -244,6 +266,11 @@ def print_trace(result: Json, console: Console) -> None:
             format_duration(row["scan_s"]),
         )
     console.print(table)
+    for one in result["crossings"]:
+        console.print(
+            f"{way_words(one['install'], one['tracer'], 'granularity', one['step'])}: {crossing_words(one)}.",
+            soft_wrap=True,
+        )
     console.print(
         "no vCPU: the longest time without any commit during the install. kept, traced: commits per second during it, and "
         "while dirty pages were collected, against the second before. lost: vCPU time that the latter cost; cost: the fires "

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 from dataclasses import dataclass
 from typing import Annotated
 
 import typer
 
+from pagefire.guest_workload.guest_config import Backing
 from pagefire.protocol.errors import UsageError
 from pagefire.protocol.units import parse_duration, parse_share
 from pagefire.scripts import options as o
 from pagefire.scripts.trace import Shape, shapes_of, ways_to_install
 from pagefire.source_host.trace_install import InstallOptions
 from pagefire.source_host.trace_trial import TrialTimes
+from pagefire.source_host.tracker_choice import granularity_of
+from pagefire.source_host.tracking import Granularity
 
 
 @dataclass(frozen=True)
@@ -32,10 +36,10 @@ class TrialOptions:
         str | None,
         typer.Option("--rate", help="Share of the unpaced rate that the guest does: 50% [default: unpaced]."),
     ] = None
-    backing: Annotated[str, typer.Option("--backing", help="4k, thp.")] = "4k"
+    backing: Annotated[str, typer.Option("--backing", help="4k, thp, hugetlb.")] = "4k"
     install: Annotated[str, typer.Option("--install", help="stop, loose.")] = "stop,loose"
     tracer: Annotated[str, typer.Option("--tracer", help="Who does a loose install: vcpu, host.")] = "vcpu,host"
-    granularity: Annotated[str, typer.Option("--granularity", help="4K, 2M.")] = "4K"
+    granularity: Annotated[str, typer.Option("--granularity", help="4K, 2M, auto.")] = "4K"
     install_step: Annotated[str, typer.Option("--install-step", help="2M, 1G, all.")] = "2M"
     install_loss: o.InstallLoss = "3%"
     tracker: Annotated[str, typer.Option("--tracker", help="auto, pagemap-scan or page-fire.")] = "auto"
@@ -65,10 +69,16 @@ class TrialOptions:
             dataclasses.replace(base, cpus=o.guest_cpus(self.cpus_guest, self.cpus_source) or None),
             [int(count) for count in counts],
             [parse_share(share) for share in _list("--touched", self.touched)],
-            _list("--backing", self.backing),
+            self._backings(),
             parse_share(self.rate) if self.rate is not None else None,
         )
         return list(shapes)
+
+    def _backings(self) -> list[str]:
+        backings = _list("--backing", self.backing)
+        for one in backings:
+            o.one_of("--backing", one, o.BACKINGS)
+        return backings
 
     def ways(self) -> list[InstallOptions]:
         """Give the ways to install; raises UsageError."""
@@ -85,6 +95,8 @@ class TrialOptions:
         for one in steps:
             o.one_of("--install-step", one, tuple(o.STEPS))
         o.one_of("--tracker", self.tracker, o.TRACKERS)
+        for backing, granularity in itertools.product(self._backings(), lists[2]):
+            granularity_of(Backing(backing), self.tracker, Granularity(granularity))
         if self.repetitions < 1:
             raise UsageError(f"{self.repetitions} repetitions measure nothing", "", "ask for --repetitions 1 or more")
         return ways_to_install(lists[0], lists[1], lists[2], [o.STEPS[one] for one in steps], o.loss(self.install_loss))

@@ -1,7 +1,8 @@
 """The picture of `pagefire trace`: how long no vCPU ran while tracing was installed, and what the fires cost afterwards.
 
 Left, the install, by number of vCPUs or share touched, whichever was varied; right, the vCPU time lost while dirty pages were
-collected, beside what the fires account for. Each way has a marker and a lightness of its own. Nothing here measures.
+collected, beside what the fires account for. Where granularities were compared, a second row shows what each cost: the CPU time
+tracing took, and the pages that it would send again. Each way has a marker and a lightness of its own. Nothing here measures.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ def draw_trace(result: Json, png_path: Path) -> None:
 
     rows: Sequence[Json] = result["rows"]
     with style.context(["default", {"font.size": 9}]):
-        figure = Figure(figsize=(10.4, 5.0), dpi=160, layout="constrained")
+        compared = result["fire_s"] is not None and len({row["granularity"] for row in rows}) > 1
+        figure = Figure(figsize=(10.4, 8.4 if compared else 5.0), dpi=160, layout="constrained")
         FigureCanvasAgg(figure)
         first = rows[0]
         pace = f"{first['rate_share']:.0%} of its full rate" if first["rate_share"] else "its full rate"
@@ -58,7 +60,8 @@ def draw_trace(result: Json, png_path: Path) -> None:
             f"medians of {result['repetitions']}",
             fontsize=11, fontweight="bold",
         )  # fmt: skip
-        gap, lost = figure.subplots(1, 2)
+        panels = figure.subplots(2 if compared else 1, 2).ravel()
+        gap, lost = panels[:2]
         over, axis_label = _varied(rows)
         _draw(gap, rows, over, lambda row: row["any_vcpu_gap_s"] * 1e3, spread=True)
         gap.set_yscale("log")
@@ -70,8 +73,10 @@ def draw_trace(result: Json, png_path: Path) -> None:
         lost.set_ylim(bottom=0)
         lost.set_ylabel("vCPU time lost (ms)")
         lost.set_title("afterwards, while dirty pages were collected", fontsize=9)
+        if compared:
+            _draw_cost(panels[2], panels[3], rows, over)
         positions = sorted({over(row) for row in rows})
-        for axes in (gap, lost):
+        for axes in panels:
             if len(positions) > 1 and positions[-1] >= 4 * positions[0]:
                 axes.set_xscale("log", base=2)
             axes.set_xticks(positions, [f"{one:g}" for one in positions], minor=False)
@@ -106,6 +111,17 @@ def _draw(
             low = [row["any_vcpu_gap_min_s"] * 1e3 for row in of_way]
             high = [row["any_vcpu_gap_max_s"] * 1e3 for row in of_way]
             axes.vlines(at, low, high, color=colour, linewidth=0.8, alpha=0.7)
+
+
+def _draw_cost(tracing: Axes, pages: Axes, rows: Sequence[Json], over: Callable[[Json], float]) -> None:
+    _draw(tracing, rows, over, lambda row: row["tracing_s"] * 1e3, spread=False)
+    tracing.set_ylim(bottom=0)
+    tracing.set_ylabel("CPU time (ms)")
+    tracing.set_title("what tracing took: installing, fires, collecting, breaking down", fontsize=9)
+    _draw(pages, rows, over, lambda row: row["collected_pages"] / 1e3, spread=False)
+    pages.set_ylim(bottom=0)
+    pages.set_ylabel("pages (thousands)")
+    pages.set_title("found dirty in all collections, to be sent again", fontsize=9)
 
 
 def _draw_fires(axes: Axes, rows: Sequence[Json], over: Callable[[Json], float], fire_s: float | None) -> None:

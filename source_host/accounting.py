@@ -86,6 +86,7 @@ class Accounting:
             resident_bytes=self._resident_bytes,
             page_bytes=PAGE_BYTES,
             backing=config.backing,
+            dest_backing=link.backing,
             vcpus=config.vcpus,
             workload=config.workload,
             rate=config.rate,

@@ -23,12 +23,16 @@ STEADY_PAGES, ENDS = 128, 16
 class HotPages:
     """What the windows have told so far."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, enabled: bool = True) -> None:
+        """Look at windows, unless what they tell is too coarse to be of use (`enabled` False): then nothing is hot."""
+        self._enabled = enabled
         self._always: PageSet | None = None
         self._chosen = PageSet.empty()
 
     def note(self, window: PageSet) -> None:
         """Take in the pages that the next window wrote."""
+        if not self._enabled:
+            return
         self._always = window if self._always is None else self._always & window
         self._chosen = next(self._always.batches(STEADY_PAGES), self._always) | run_ends(window)
 
@@ -37,7 +41,7 @@ class HotPages:
 
         What is always written is not asked of that time: it may be so short that not every vCPU ran in it.
         """
-        return self._chosen | run_ends(last)
+        return self._chosen | run_ends(last) if self._enabled else PageSet.empty()
 
 
 def run_ends(window: PageSet) -> PageSet:

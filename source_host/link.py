@@ -55,6 +55,8 @@ class Link:
         self._options = options
         self._config = config
         self._memory = memory
+        #: What maps the guest's memory at the destination.
+        self.backing = options.backing or config.backing
         self._plain: list[FrameStream] = []
         self.streams: list[PageStream] = []
         self.rounds_done = 0
@@ -72,7 +74,7 @@ class Link:
                 resident_bytes=config.resident_bytes,
                 working_set_bytes=config.working_set_bytes,
                 page_bytes=PAGE_BYTES,
-                backing=config.backing,
+                backing=self.backing,
                 vcpus=config.vcpus,
                 workload=config.workload,
                 seed=config.seed,

@@ -90,7 +90,7 @@ class OutgoingMigration:
         self._sent = PageSet.empty()
         self._unsent = NOTHING
         self._last_written = PageSet.empty()
-        self._hot = HotPages()
+        self._hot = HotPages(enabled=guest.memory.unit_pages == 1)
         self._swapped = SwappedPages(guest.memory, enabled=options.mode in ("hybrid", "postcopy"))
         self._relinquished = False
         self._stun = Stun()

@@ -14,6 +14,8 @@ from pagefire.source_host.tracking import Granularity
 class MigrationOptions:
     """The options of `pagefire migrate`, by their names there; times in seconds. `install_step_pages` is None for all at once.
 
+    `backing` is the destination's (None: as here).
+
     The timeouts bound the waits for a connection, for a shell guest (or digests) at the destination, and for READY. Where the last
     one passes before the commit point, the guest runs on here.
     """
@@ -25,10 +27,11 @@ class MigrationOptions:
     max_time_s: float = 300.0
     on_limit: str | None = None
     streams: int = 1
+    backing: str | None = None
     tracker: str = "auto"
     install: str = "loose"
     tracer: str = "host"
-    granularity: str = "4K"
+    granularity: str = "auto"
     install_step_pages: int | None = GRANULE_PAGES
     install_most_loss: float | None = 0.03
     bitmap: str = "compacted"

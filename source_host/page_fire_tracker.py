@@ -8,7 +8,8 @@ a mark and its unprotect: the page would be taken as dirty, protected while it s
 handler, and every later store to it would be lost.
 
 Only known granules are protected (known_memory.py), at 4 KiB: for shared memory the kernel has no other synchronous protection.
-PAGEMAP_SCAN skips mappings that are not tracked asynchronously, and UFFDIO_WRITEPROTECT splits what is mapped by 2 MiB.
+PAGEMAP_SCAN skips mappings that are not tracked asynchronously, and UFFDIO_WRITEPROTECT splits what is mapped by 2 MiB. Memory on
+hugetlb cannot be split, so there a fire is one of 2 MiB (`unit_pages`).
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ import numpy as np
 
 from pagefire.guest_workload.linux import userfaultfd
 from pagefire.guest_workload.linux.calls import Calls
-from pagefire.protocol.pages import PAGE_BYTES, PageSet
+from pagefire.protocol.pages import PAGE_BYTES, PageSet, pages_of
 from pagefire.source_host.known_memory import KnownMemory
-from pagefire.source_host.tracking import Collected
+from pagefire.source_host.tracking import Collected, Granularity
 
 #: The newest answers that are kept for their percentiles.
 _ANSWERS_KEPT = 100_000
@@ -39,8 +40,10 @@ class PageFireTracker:
 
     name = "page-fire"
 
-    def __init__(self, uffd: int, address: int, memory_fd: int, memory_bytes: int) -> None:
+    def __init__(self, uffd: int, address: int, memory_fd: int, memory_bytes: int, unit_pages: int = 1) -> None:
         self._uffd = uffd
+        self._unit_pages = unit_pages
+        self.granularity = Granularity.PAGE if unit_pages == 1 else Granularity.GRANULE
         self._address = address
         self._memory_bytes = memory_bytes
         self._known = KnownMemory(memory_fd, memory_bytes)
@@ -92,7 +95,7 @@ class PageFireTracker:
 
     def _take_fired(self) -> PageSet:
         fired, self._fired = self._fired, []
-        return PageSet.of_pages(np.array(fired, np.int64))
+        return PageSet.of_pages(np.array(fired, np.int64)).rounded(self._unit_pages, pages_of(self._memory_bytes))
 
     def _answer_fires(self) -> None:
         poll = select.poll()
@@ -104,7 +107,8 @@ class PageFireTracker:
                 return
             began_ns = time.monotonic_ns()
             faults = userfaultfd.read_faults(self._uffd)
-            pages = ((faults["address"] - self._address) // PAGE_BYTES).astype(np.int64).tolist()
+            units = ((faults["address"] - self._address) // (self._unit_pages * PAGE_BYTES)).astype(np.int64)
+            pages = (units * self._unit_pages).tolist()
             with self._lock:
                 self._fired += pages
                 self.fires += len(pages)
@@ -114,7 +118,8 @@ class PageFireTracker:
 
     def _unprotect(self, page: int) -> None:
         try:
-            userfaultfd.write_protect(self._uffd, self._address + page * PAGE_BYTES, PAGE_BYTES, protect=False)
+            address, size_bytes = self._address + page * PAGE_BYTES, self._unit_pages * PAGE_BYTES
+            userfaultfd.write_protect(self._uffd, address, size_bytes, protect=False)
         except OSError:
             if not self._removed:
                 raise

@@ -43,6 +43,8 @@ class PageStream:
         self._sock = sock
         self._connection = connection
         self._memory_fd = memory.fd
+        # hugetlb has no sendfile (EINVAL).
+        self._sendfile_pages = SENDFILE_PAGES if memory.unit_pages == 1 else memory.pages + 1
         self._bytes = memory.array.data
         self._words = memory.array.view(np.uint64).reshape(-1, _WORDS)
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="pages")
@@ -123,7 +125,7 @@ class PageStream:
         waiting: list[bytes | memoryview] = [self._connection.send(Pages(pages), pages.size_bytes)]
         for start, count in zip(pages.starts.tolist(), pages.counts.tolist(), strict=True):
             first, size = start * PAGE_BYTES, count * PAGE_BYTES
-            if count < SENDFILE_PAGES:
+            if count < self._sendfile_pages:
                 waiting.append(self._bytes[first : first + size])
                 continue
             self._write(waiting, more=True)

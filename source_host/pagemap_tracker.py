@@ -7,8 +7,9 @@ included, and nothing else is scanned. Cost: a clean granule 0.5 us a scan; a ga
 
 Granularity. Protected at 4 KiB, memory has 4 KiB entries from then on: UFFDIO_WRITEPROTECT splits what is mapped by 2 MiB. At
 2 MiB, by PAGEMAP_SCAN, huge mappings stay and an installation costs a fortieth; but the first store to such a granule makes all of
-its pages read written. So a granule that fired is *broken down*: one UFFDIO_WRITEPROTECT lays 4 KiB entries, in this round it is
-sent whole, and from the next on its dirty pages are exact. That call clears without reporting; the granule is copied after it.
+its pages read written. So a granule that fired can be *broken down* (break_down.py says which are): one UFFDIO_WRITEPROTECT lays
+4 KiB entries, in this round it is sent whole, and from the next on its dirty pages are exact. That call clears without reporting;
+the granule is copied after it. One that stays whole has been protected again by the scan that found it.
 
 What no tracker here sees: a page that the guest gives back (MADV_REMOVE) without having written it since the last collection. The
 kernel keeps its protection, so it reads clean, and the destination keeps the contents that the guest has given up.
@@ -24,6 +25,7 @@ import numpy as np
 from pagefire.guest_workload.linux import pagemap, userfaultfd
 from pagefire.guest_workload.linux.calls import Calls
 from pagefire.protocol.pages import GRANULE_PAGES, PAGE_BYTES, PageSet, pages_of
+from pagefire.source_host.break_down import BreakDown, Everywhere
 from pagefire.source_host.known_memory import KnownMemory
 from pagefire.source_host.tracking import Collected, Granularity
 
@@ -42,10 +44,12 @@ class PagemapTracker:
         memory_fd: int,
         memory_bytes: int,
         granularity: Granularity = Granularity.PAGE,
+        break_down: BreakDown | None = None,
     ) -> None:
         self._uffd: int | None = uffd
         self._address = address
-        self._granularity = granularity
+        self.granularity = granularity
+        self._break_down = break_down or Everywhere()
         self._memory_bytes = memory_bytes
         self._pagemap_fd = pagemap.open_pagemap(pid)
         self._scanner = pagemap.Scanner(self._pagemap_fd)
@@ -62,20 +66,23 @@ class PagemapTracker:
     def protection(self, granules: PageSet, step_pages: int | None = None) -> Calls:
         assert self._uffd is not None
         steps = granules.steps(step_pages)
-        if self._granularity is Granularity.PAGE:
+        if self.granularity is Granularity.PAGE:
             return userfaultfd.protect_calls(self._uffd, self._address, steps)
         return pagemap.protect_calls(self._pagemap_fd, self._address, steps)
 
     def adopt(self, granules: PageSet) -> PageSet:
-        if self._granularity is not Granularity.PAGE:
+        if self.granularity is not Granularity.PAGE:
             self._coarse |= granules
+            self._lay_pages(self._break_down.probes(granules))
         return self._known.adopt(granules)
 
     def collect_and_clear(self) -> Collected:
         appeared = self._known.appeared()
         dirty = self._written(self._known.granules, pagemap.PROTECT)
-        fired = self._break_down(dirty)
-        self.fires += (dirty - fired).pages + fired.pages // GRANULE_PAGES
+        fired = (dirty & self._coarse).rounded(GRANULE_PAGES, pages_of(self._memory_bytes))
+        written = dirty - fired
+        self.fires += written.pages + fired.pages // GRANULE_PAGES
+        self._lay_pages(self._break_down.choose(fired, written))
         dirty |= fired
         if appeared:
             granules = self._known.new_granules(appeared)
@@ -93,15 +100,12 @@ class PagemapTracker:
             os.close(self._pagemap_fd)
             self._uffd = None
 
-    def _break_down(self, dirty: PageSet) -> PageSet:
-        """Protect the coarse granules that fired page by page from now on; gives all their pages."""
+    def _lay_pages(self, granules: PageSet) -> None:
+        """Protect granules that were protected as a whole page by page from now on."""
         assert self._uffd is not None
-        if not (dirty and self._coarse):
-            return PageSet.empty()
-        fired = (dirty & self._coarse).rounded(GRANULE_PAGES, pages_of(self._memory_bytes))
-        userfaultfd.protect_calls(self._uffd, self._address, fired.steps(GRANULE_PAGES)).issue()
-        self._coarse -= fired
-        return fired
+        if granules:
+            userfaultfd.protect_calls(self._uffd, self._address, granules.steps(GRANULE_PAGES)).issue()
+            self._coarse -= granules
 
     def _written(self, ranges: PageSet, flags: pagemap.Flag) -> PageSet:
         """Find the pages of some granules that were written (or are holes), and treat them as the flags say."""

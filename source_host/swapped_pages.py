@@ -27,7 +27,8 @@ class SwappedPages:
     def __init__(self, memory: Mapping, *, enabled: bool) -> None:
         """Look at a guest's memory; `enabled` is False where every page has to go before the resume."""
         self._memory = memory
-        self._enabled = enabled and has_swap()
+        # What lies on hugetlb is never swapped out (and mincore(2) calls absent what only this process has not mapped).
+        self._enabled = enabled and memory.unit_pages == 1 and has_swap()
         #: Pages that no round has sent because they were swapped out.
         self.pages = PageSet.empty()
 

@@ -126,7 +126,7 @@ def cost_of_install(control: ControlBlock, installed: Installed, tracker: DirtyT
     report = TraceInstall(
         policy=options.policy,
         tracer=options.done_by,
-        granularity=options.granularity.value,
+        granularity=tracker.granularity.value,
         step_bytes=options.step_pages * PAGE_BYTES if options.step_pages else None,
         calls=installed.calls,
         install_s=(installed.ended_ns - installed.began_ns) / 1e9,

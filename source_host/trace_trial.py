@@ -41,9 +41,11 @@ class TraceTrial:
     Rates are commits per second of the whole guest in the four windows. `gap_before_s` is the longest time without a commit of any
     vCPU before anything was traced. `fires` are first stores to something protected, as they were collected in the traced window;
     `lost_s` is the vCPU time that the guest lost in it, against `rate_before_per_s` (below 0: it gained). `scan_s` is the median of
-    the collections, `dirty_pages` that of what they found. `remove_s`: ending it, huge mappings given back. The window after it
-    begins `SETTLE_S` later: the first store to each page that was still protected costs a fault once more. `tlb_shootdowns` counts
-    the CPUs' interrupts of that kind during the install, of all processes; None where the kernel does not tell.
+    the collections, `dirty_pages` that of what they found, `collected_pages` the sum, which a migration would send again. `host_s`:
+    CPU time of this process from the install to the last collection. `remove_s`: ending it, huge mappings given back. The window
+    after it begins `SETTLE_S` later: the first store to each page that was still protected costs a fault once more.
+    `tlb_shootdowns` counts the CPUs' interrupts of that kind during the install, of all processes; None where the kernel does not
+    tell.
     """
 
     install: TraceInstall
@@ -56,6 +58,8 @@ class TraceTrial:
     lost_s: float
     scan_s: float
     dirty_pages: int
+    collected_pages: int
+    host_s: float
     remove_s: float
     granules_left_small: int
     tlb_shootdowns: int | None
@@ -99,6 +103,7 @@ def run_trial(
     try:
         granules = tracker.register()
         shootdowns = tlb_shootdowns()
+        cpu_s = time.process_time()
         installed = install(tracker, guest, options, granules)
         rate_install_per_s = installed.commits / max(installed.ended_ns - installed.began_ns, 1) * 1e9
         shot = tlb_shootdowns()
@@ -111,6 +116,7 @@ def run_trial(
             collected = tracker.collect_and_clear()
             scans_s.append(time.perf_counter() - began)
             dirty.append(collected.written.pages)
+        host_s = time.process_time() - cpu_s
         rate_traced_per_s = traced.rate_per_s()
         lost_s = (1 - rate_traced_per_s / rate_before_per_s) * (now_ns() - traced.began_ns) / 1e9 * running_vcpus
         fires = tracker.fires
@@ -134,6 +140,8 @@ def run_trial(
         lost_s=lost_s,
         scan_s=float(np.median(scans_s)),
         dirty_pages=int(np.median(dirty)),
+        collected_pages=sum(dirty),
+        host_s=host_s,
         remove_s=remove_s,
         granules_left_small=left,
         tlb_shootdowns=shot - shootdowns if shot is not None and shootdowns is not None else None,

@@ -32,10 +32,14 @@ class Collected:
 
 
 class Granularity(enum.Enum):
-    """What is protected at once: 4 KiB pages, or 2 MiB granules, which are broken down to pages where they fire."""
+    """What is protected at once: 4 KiB pages, or 2 MiB granules, broken down to pages where they fire, or (auto) where it pays.
+
+    On hugetlb granules stay what they are: the kernel does not divide them.
+    """
 
     PAGE = "4K"
     GRANULE = "2M"
+    AUTO = "auto"
 
 
 NOTHING = Collected(PageSet.empty(), PageSet.empty())
@@ -48,6 +52,7 @@ class DirtyTracker(Protocol):
     """
 
     name: str
+    granularity: Granularity
     #: First stores to something protected, as far as they have been collected.
     fires: int
 

@@ -24,18 +24,27 @@ _libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
 _libc.mincore.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)
 
 SHMEM_ENABLED = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
+HUGETLB_POOL = Path("/sys/kernel/mm/hugepages/hugepages-2048kB")
 
 _PROT_NONE, _PROT_READ, _PROT_WRITE = 0, 1, 2
 _MADV_HUGEPAGE, _MADV_POPULATE_WRITE, _MADV_COLLAPSE = 14, 23, 25
 _MAP_SHARED, _MAP_PRIVATE, _MAP_FIXED, _MAP_ANONYMOUS, _MAP_NORESERVE = 0x01, 0x02, 0x10, 0x20, 0x4000
+_MFD_HUGETLB = os.MFD_HUGETLB | os.MFD_HUGE_2MB
 _MAP_FAILED = ctypes.c_void_p(-1).value
 
 
-def create(name: str, size_bytes: int) -> int:
-    """Create shared memory of a fixed size, all holes; the caller closes the descriptor. `name` shows in /proc/PID/maps."""
-    fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+def create(name: str, size_bytes: int, *, hugetlb: bool = False) -> int:
+    """Create shared memory of a fixed size, all holes; the caller closes the descriptor. `name` shows in /proc/PID/maps.
+
+    With `hugetlb` it is whole pages of 2 MiB out of the host's pool, all of them taken at once: a page that the pool lacks would
+    kill whoever touches it, a hole of such a file cannot be told from data, and one that is read becomes a page. Raises OSError,
+    ENOSPC where the pool has too few.
+    """
+    fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING | (_MFD_HUGETLB if hugetlb else 0))
     try:
         os.ftruncate(fd, size_bytes)
+        if hugetlb:
+            os.posix_fallocate(fd, 0, size_bytes)
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
     except OSError:
         os.close(fd)
@@ -64,7 +73,7 @@ class Mapping:
     must not be used after `close`: that is a segmentation fault, not an exception.
     """
 
-    __slots__ = ("address", "array", "fd", "size_bytes")
+    __slots__ = ("address", "array", "fd", "size_bytes", "unit_pages")
 
     def __init__(self, fd: int, *, writable: bool = True) -> None:
         """Map all of the file behind `fd`, whose size is a multiple of the page. Raises OSError and leaves `fd` open then."""
@@ -85,6 +94,9 @@ class Mapping:
         _munmap(reserved, address - reserved)
         _munmap(address + size_bytes, reserved + reserved_bytes - address - size_bytes)
         self.fd = fd
+        #: What is mapped, protected, faulted and shown at once, if nothing splits it: 1, or 512 pages on hugetlb. (Not st_blksize:
+        #: that is 2 MiB for shared memory too where it may have transparent huge pages.)
+        self.unit_pages = os.fstatvfs(fd).f_bsize // PAGE_BYTES
         self.address = address
         self.size_bytes = size_bytes
         #: The bytes, not copied. Reading a hole through it allocates the page (shmem): stay inside `data_extents`.
@@ -160,10 +172,19 @@ def huge_pages_allowed() -> bool:
     return "[never]" not in setting and "[deny]" not in setting
 
 
+def free_hugetlb_bytes() -> int:
+    """Tell how much memory this host's pool of 2 MiB pages has left; 0 where it has no pool."""
+    try:
+        return int((HUGETLB_POOL / "free_hugepages").read_text(encoding="ascii")) * GRANULE_BYTES
+    except OSError:
+        return 0
+
+
 def data_extents(fd: int, start_bytes: int = 0, stop_bytes: int | None = None) -> PageSet:
     """Find the pages of a file that are no holes, within [start, stop); swapped-out pages count.
 
-    Two system calls an extent (SEEK_DATA, SEEK_HOLE), 6.5 ms per contiguous GiB. hugetlb files call everything data.
+    Two system calls an extent (SEEK_DATA, SEEK_HOLE), 6.5 ms per contiguous GiB. hugetlb files call everything data, which is
+    right here: `create` leaves no hole in them.
     Moves no other holder's file position that matters: nobody reads a memfd by position here.
     """
     stop = os.fstat(fd).st_size if stop_bytes is None else stop_bytes

@@ -64,8 +64,9 @@ class Mode(enum.IntFlag):
 TRACK_ASYNC = Feature.WP_ASYNC | Feature.WP_UNPOPULATED | Feature.WP_HUGETLBFS_SHMEM | Feature.PAGEFAULT_FLAG_WP
 #: What the source asks for where WP_ASYNC is missing: every first write is reported and waits for its handler.
 TRACK_SYNC = Feature.WP_UNPOPULATED | Feature.WP_HUGETLBFS_SHMEM | Feature.PAGEFAULT_FLAG_WP
-#: What the destination asks for: absent and unpublished pages are reported and wait.
+#: What the destination asks for: absent and unpublished pages are reported and wait. The other for memory on hugetlb.
 DEMAND_PAGING = Feature.MISSING_SHMEM | Feature.MINOR_SHMEM
+DEMAND_PAGING_HUGETLB = Feature.MISSING_HUGETLBFS | Feature.MINOR_HUGETLBFS
 
 
 def _request(number: int, size: int, *, read_only: bool = False) -> int:

@@ -84,7 +84,7 @@ def test_a_page_is_requested_once_and_only_if_it_is_needed() -> None:
     ledger = Ledger(PAGES)
     ledger.set_missing(PageSet.span(0, 3))
     ledger.claim(PageSet.span(2, 3))
-    assert [ledger.request(page) for page in (0, 0, 1, 2, 3)] == [True, False, True, False, False]
+    assert [ledger.request(page) for page in (0, 0, 1, 2, 3)] == [[0], [], [1], [], []]
 
 
 def test_claims_of_requested_pages_are_good() -> None:
@@ -160,3 +160,31 @@ def test_filled_is_all_of_a_run(filled: set[int], start: int, stop: int) -> None
     ledger = Ledger(PAGES)
     ledger.mark_filled(pages(filled))
     assert ledger.filled(start, stop) == set(range(start, stop)).issubset(filled)
+
+
+@given(st.data())
+def test_units_are_shown_as_a_whole_and_fetched_as_a_whole(data: st.DataObject) -> None:
+    """Against brute force over every page of a unit, for units of 4 in a guest of 40 pages."""
+    unit, total = 4, 40
+    some = st.sets(st.integers(0, total - 1))
+    filled, missing, received, shown = (data.draw(some) for _ in range(4))
+    received &= missing
+    ledger = Ledger(total, unit)
+    ledger.mark_filled(pages(filled | received))
+    ledger.set_missing(pages(missing))
+    ledger.claim(pages(received))
+    ledger.mark_received(pages(received))
+    for first in {page // unit * unit for page in shown}:
+        ledger.mark_published(first, first + unit)
+    ready = {page for page in filled | received if page not in missing or page in received}
+    units = [range(first, first + unit) for first in range(0, total, unit)]
+    whole = {page for each in units if ready.issuperset(each) for page in each}
+    new = {page for each in units if shown.isdisjoint(each) for page in each}
+    assert as_set(ledger.unpublished(PageSet.span(0, total))) == whole & new
+    for page in range(total):
+        start, stop = ledger.publishable_around(page, 2)
+        assert (start, stop) == ((page // unit * unit, page // unit * unit + unit) if page in whole else (page, page))
+    page = data.draw(st.integers(0, total - 1))
+    around = range(page // unit * unit, page // unit * unit + unit)
+    assert ledger.request(page) == sorted((missing - received).intersection(around))
+    assert ledger.request(page) == []

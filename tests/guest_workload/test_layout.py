@@ -65,3 +65,25 @@ def test_a_config_survives_its_journey() -> None:
 def test_a_rate_of_nothing_is_refused() -> None:
     with pytest.raises(UsageError, match="--rate"):
         GuestConfig("g", 64 * MIB, MIB, MIB, 4, "random", rate=0.0)
+
+
+@pytest.mark.parametrize(("memory_bytes", "count"), [(64 * MIB, 3000), (6 * TIB, 20_000), (64 * MIB, 0)])
+def test_scattered_pages_are_distinct_beside_the_resident_ones_and_everywhere(memory_bytes: int, count: int) -> None:
+    layout = Layout(memory_bytes, 32 * MIB, 16 * MIB, 3, 7)
+    pages = layout.scattered_pages(count)
+    assert pages.size == np.unique(pages).size == count
+    assert pages.tolist() == sorted(pages.tolist()) == layout.scattered_pages(count).tolist()
+    total, partition = memory_bytes // PAGE_BYTES, layout.partition_bytes // PAGE_BYTES
+    resident = {vcpu * partition + page for vcpu in range(3) for page in range(layout.resident_pages)}
+    assert resident.isdisjoint(pages.tolist())
+    assert not count or (0 <= pages[0] < total // 2 < pages[-1] < total)
+
+
+def test_fewer_scattered_pages_than_none_are_refused() -> None:
+    with pytest.raises(UsageError, match="-1 scattered pages"):
+        Layout(64 * MIB, 32 * MIB, 16 * MIB, 1, 1).scattered_pages(-1)
+
+
+def test_more_scattered_pages_than_there_is_room_for_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"5000 scattered pages.*8192 of its pages are not resident.*--scattered"):
+        Layout(64 * MIB, 32 * MIB, 16 * MIB, 1, 1).scattered_pages(5000)

@@ -39,7 +39,7 @@ def completed_report(*, stun_s: float = 0.0124, precopy_s: float = 2.4) -> Migra
         mode="hybrid",
         tracker="pagemap-scan",
         tracker_reason="the self-test passed",
-        guest=GuestShape("cache-7", 4 << 30, 1 << 30, 4096, "4k", 2, "counters", 20_000.0, 256 << 20, 7),
+        guest=GuestShape("cache-7", 4 << 30, 1 << 30, 4096, "4k", "thp", 2, "counters", 20_000.0, 256 << 20, 7),
         destination="10.0.0.2:7400",
         total_s=total_s,
         setup_s=setup_s,

@@ -53,7 +53,7 @@ def test_guests_are_every_combination_too() -> None:
         ("touched", "0%", "not a valid share"),
         ("touched", "10%,,30%", "empty entry"),
         ("rate", "2000", "not a valid share"),
-        ("backing", "hugelib", "cannot be backed by hugelib"),
+        ("backing", "hugelib", "--backing hugelib is unknown"),
         ("install", "loos", "--install loos is unknown"),
         ("tracer", "guest", "--tracer guest is unknown"),
         ("granularity", "1G", "--granularity 1G is unknown"),
@@ -107,3 +107,7 @@ def test_a_trial_gives_every_field_and_a_picture(tmp_path: Path) -> None:
     # A single combination, and shares instead of vCPUs, are drawn as well.
     write_trace_folder(result | {"rows": rows[:1], "fire_s": None}, tmp_path / "one")
     write_trace_folder(result | {"rows": [rows[0], rows[1] | {"vcpus": 1, "touched": 0.3}]}, tmp_path / "shares")
+    # Where granularities were compared, so are their costs.
+    assert result["crossings"] == []
+    assert all(row["tracing_s"] > row["fires_cost_s"] for row in rows)
+    write_trace_folder(result | {"rows": [rows[0], rows[0] | {"granularity": "2M"}]}, tmp_path / "granularities")

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 
 from pagefire.guest_workload.control_block import BUCKET_NS, Owner, now_ns
-from pagefire.guest_workload.guest_config import GuestConfig
+from pagefire.guest_workload.guest_config import Backing, GuestConfig
 from pagefire.guest_workload.guest_process import GuestProcess
 from pagefire.guest_workload.linux.memfd import data_extents
-from pagefire.protocol.errors import FeatureMissing
+from pagefire.protocol.errors import UsageError
 from pagefire.protocol.pages import GRANULE_PAGES, PAGE_BYTES, PageSet
 from pagefire.source_host.trace_install import InstallOptions, Rolling, cost_of_install, install
-from pagefire.source_host.tracker_choice import choose_tracker, make_tracker
+from pagefire.source_host.tracker_choice import choose_tracker, granularity_of, make_tracker
 from pagefire.source_host.tracking import DirtyTracker, Granularity
-from tests.support.huge_pages import huge_pages
+from tests.support.huge_pages import huge_pages, hugetlb_pool
 from tests.support.kernel import need_pagemap_scan, need_userfaultfd
 
 pytestmark = [pytest.mark.e2e, pytest.mark.kernel]
@@ -181,8 +181,80 @@ def test_a_guest_runs_on_when_its_install_fails(make_guest: GuestMaker) -> None:
 
 def test_page_fires_are_refused_by_2_mib(make_guest: GuestMaker) -> None:
     need_userfaultfd(choose_tracker("page-fire").features)
-    with pytest.raises(FeatureMissing, match="page-fire cannot protect by 2M"):
+    with pytest.raises(UsageError, match="page-fire cannot protect this guest by 2M"):
         make_tracker(make_guest(), choose_tracker("page-fire"), Granularity.GRANULE)
+
+
+@pytest.mark.parametrize(
+    ("backing", "tracker", "wanted", "becomes"),
+    [
+        ("4k", "pagemap-scan", "auto", "4K"),
+        ("thp", "pagemap-scan", "auto", "auto"),
+        ("thp", "page-fire", "auto", "4K"),
+        ("hugetlb", "pagemap-scan", "auto", "2M"),
+        ("hugetlb", "page-fire", "auto", "2M"),
+        ("hugetlb", "page-fire", "2M", "2M"),
+        ("4k", "pagemap-scan", "2M", "2M"),
+    ],
+)
+def test_what_memory_is_protected_by(backing: str, tracker: str, wanted: str, becomes: str) -> None:
+    assert granularity_of(Backing(backing), tracker, Granularity(wanted)).value == becomes
+
+
+def test_hugetlb_is_not_protected_by_4k() -> None:
+    with pytest.raises(UsageError, match="a guest on hugetlb cannot be protected by 4K"):
+        granularity_of(Backing.HUGETLB, "pagemap-scan", Granularity.PAGE)
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("tracker_name", TRACKERS)
+@pytest.mark.parametrize(("policy", "tracer"), WAYS)
+def test_hugetlb_is_traced_by_2_mib_and_never_broken_down(
+    make_guest: GuestMaker, tracker_name: str, policy: str, tracer: str
+) -> None:
+    need_pagemap_scan()
+    with hugetlb_pool(64 * MIB):
+        guest = make_guest(backing="hugetlb", rate=2_000.0)
+        tracker = make_tracker(guest, choose_tracker(tracker_name), Granularity.AUTO)
+        try:
+            copier = Copier(guest, tracker)
+            assert copier.install(options(policy, tracer, "2M")) == PageSet.span(0, 64 * MIB // PAGE_BYTES)
+            dirty = PageSet.empty()
+            deadline = time.monotonic() + 30
+            while dirty.size_bytes < 16 * MIB:
+                assert time.monotonic() < deadline
+                collected = tracker.collect_and_clear().written
+                assert collected == collected.rounded(GRANULE_PAGES, 1 << 40)
+                copier.take(collected)
+                dirty |= collected
+            # Each vCPU writes the first 8 MiB of its half.
+            assert dirty == PageSet([0, 8192], [2048, 10240])
+            copier.follow(4)
+        finally:
+            tracker.remove()
+            guest.terminate()
+
+
+@pytest.mark.root
+def test_auto_leaves_whole_what_is_written_throughout(make_guest: GuestMaker) -> None:
+    """At full speed each vCPU writes all of its 8 MiB between two collections: only the probe is broken down."""
+    need_pagemap_scan()
+    with huge_pages():
+        guest = make_guest(backing="thp", workload="sequential")
+        tracker = make_tracker(guest, choose_tracker(), Granularity.AUTO)
+        try:
+            copier = Copier(guest, tracker)
+            copier.install(options("loose", "host"))
+            for _ in range(6):
+                time.sleep(0.3)
+                copier.take(tracker.collect_and_clear().written)
+            # The guest's 32 MiB have a probe in either vCPU's half, and both write theirs.
+            assert mapped_by_huge_pages(guest) == 32 * MIB - 4 * MIB
+            copier.follow(3)
+        finally:
+            tracker.remove()
+        assert guest.give_back_huge_mappings() == 0
+        assert mapped_by_huge_pages(guest) == 32 * MIB
 
 
 @pytest.mark.root

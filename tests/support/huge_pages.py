@@ -1,4 +1,4 @@
-"""Transparent huge pages for shared memory, for the tests that need them; the host's setting is put back whatever happens."""
+"""Transparent huge pages and hugetlb for the tests that need them; the host's settings are put back whatever happens."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from pagefire.guest_workload.linux.memfd import SHMEM_ENABLED
+from pagefire.guest_workload.linux.memfd import HUGETLB_POOL, SHMEM_ENABLED, free_hugetlb_bytes
+from pagefire.protocol.pages import GRANULE_BYTES
 
 
 @contextlib.contextmanager
@@ -27,3 +28,24 @@ def huge_pages() -> Iterator[None]:
         yield
     finally:
         SHMEM_ENABLED.write_text(before)
+
+
+@contextlib.contextmanager
+def hugetlb_pool(size_bytes: int) -> Iterator[None]:
+    """Have so much more memory in the host's pool of 2 MiB pages while this lasts; skips by name where that cannot be."""
+    pool = HUGETLB_POOL / "nr_hugepages"
+    if not pool.exists():
+        pytest.skip("this kernel has no hugetlb")
+    if free_hugetlb_bytes() >= size_bytes:
+        yield
+        return
+    if os.geteuid():
+        pytest.skip("the pool of 2 MiB pages is too small, and only root can change it")
+    before = int(pool.read_text())
+    try:
+        pool.write_text(str(before + size_bytes // GRANULE_BYTES))
+        if free_hugetlb_bytes() < size_bytes:
+            pytest.skip("this host's memory has too few free pages of 2 MiB for a pool")
+        yield
+    finally:
+        pool.write_text(str(before))

@@ -11,9 +11,9 @@ from pagefire.guest_workload.linux import memfd
 from pagefire.protocol.pages import PAGE_BYTES
 
 
-def fresh(pages: int, name: str = "pagefire-test") -> memfd.Mapping:
-    """Make memory that is all holes; the caller closes it."""
-    return memfd.Mapping(memfd.create(name, pages * PAGE_BYTES))
+def fresh(pages: int, name: str = "pagefire-test", *, hugetlb: bool = False) -> memfd.Mapping:
+    """Make memory that is all holes (on hugetlb: all zeros); the caller closes it."""
+    return memfd.Mapping(memfd.create(name, pages * PAGE_BYTES, hugetlb=hugetlb))
 
 
 def contents(memory: memfd.Mapping) -> npt.NDArray[np.uint8]:

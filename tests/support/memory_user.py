@@ -87,6 +87,10 @@ class MemoryUser:
         """Let the child map this memory, in place of what it had."""
         self.address = self.ask("map", [memory.fd])[0]["address"]
 
+    def unmap(self) -> None:
+        """Let the child give back what it mapped last."""
+        self.ask("unmap")
+
     def open_uffd(self, features: userfaultfd.Feature, *, keep: bool = False) -> int:
         """Open a userfaultfd there; the caller owns it. `keep`: the child keeps a copy until `close_uffd` or `map`."""
         return self.ask("open_uffd", features=int(features), keep=keep)[1][0]
@@ -142,6 +146,12 @@ class _Child:
             self.memory.close()
         self.memory = memfd.Mapping(fds[0])
         return {"address": self.memory.address}, []
+
+    def on_unmap(self, request: channel.Message, fds: list[int]) -> tuple[channel.Message, list[int]]:
+        if self.memory is not None:
+            self.memory.close()
+            self.memory = None
+        return {}, []
 
     def on_open_uffd(self, request: channel.Message, fds: list[int]) -> tuple[channel.Message, list[int]]:
         self._uffd = userfaultfd.open_uffd(request["features"])
