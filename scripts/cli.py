@@ -200,9 +200,9 @@ def trace(
     _require_writable(json_file)
     if report_dir is not None:
         refuse_foreign(report_dir, TRACE_FILES)
-    shapes, ways, times = trial.shapes(), trial.ways(), trial.times()
+    shapes, ways, times, link_bps = trial.shapes(), trial.ways(), trial.times(), trial.link_bps
     trial.pin()
-    result = run_trace(shapes, ways, trial.tracker, times, trial.repetitions, _screen)
+    result = run_trace(shapes, ways, trial.tracker, times, trial.repetitions, link_bps, _screen)
     if json_file is not None:
         _write_json(result, json_file)
     print_trace(result, _screen if json_file == "-" else Console(highlight=False))

@@ -25,9 +25,10 @@ from pagefire.guest_workload.guest_config import GuestConfig
 from pagefire.guest_workload.guest_process import GuestProcess
 from pagefire.guest_workload.linux.fire_cost import fire_cost_s
 from pagefire.protocol.errors import UsageError
+from pagefire.protocol.pages import PAGE_BYTES
 from pagefire.protocol.report import TraceInstall
 from pagefire.protocol.units import format_count, format_duration, format_size
-from pagefire.scripts.trace_crossing import crossing_words, crossings
+from pagefire.scripts.trace_crossing import crossing_words, crossings, share_of, varied
 from pagefire.source_host.pagemap_tracker import PagemapTracker
 from pagefire.source_host.trace_install import InstallOptions
 from pagefire.source_host.trace_trial import TraceTrial, TrialTimes, run_trial
@@ -36,7 +37,7 @@ from pagefire.source_host.tracking import Granularity
 
 Json = dict[str, Any]
 
-_TABLE_COLUMNS = 112
+_TABLE_COLUMNS = 124
 #: How long a guest runs before its first trial.
 WARM_UP_S = 1.0
 
@@ -56,9 +57,13 @@ def run_trace(
     tracker: str,
     times: TrialTimes,
     repetitions: int,
+    link_bps: float,
     console: Console,
 ) -> Json:
-    """Make all trials; gives {rows: [...], crossings: [...]}, a row a combination with the median of its repetitions."""
+    """Make all trials; gives {rows: [...], crossings: [...]}, a row a combination with the median of its repetitions.
+
+    `link_bps` is only what pages to send again are counted at, in bits per second.
+    """
     choice = choose_tracker(tracker)
     # A synchronous fire costs what this host's thread takes to answer it, which is not measured apart.
     fire_s = fire_cost_s() if choice.name == PagemapTracker.name else None
@@ -66,9 +71,10 @@ def run_trace(
     for index, shape in enumerate(shapes):
         console.print(
             f"Guest {index + 1}/{len(shapes)}: {format_size(shape.config.resident_bytes)} resident ({shape.config.backing}), "
-            f"{shape.config.vcpus} vCPUs, {shape.touched:.0%} touched, workload {shape.config.workload}"
+            f"{shape.config.vcpus} vCPUs, {shape.touched:.0%} touched, workload {shape.config.workload}, "
+            f"{_pace_words(shape.rate_share)}"
         )
-        rows += _rows_of_guest(shape, ways, choice, times, repetitions, fire_s, console)
+        rows += _rows_of_guest(shape, ways, choice, times, repetitions, fire_s, link_bps, console)
     return {
         "benchmark": "trace",
         "tracker": choice.name,
@@ -86,6 +92,7 @@ def _rows_of_guest(
     times: TrialTimes,
     repetitions: int,
     fire_s: float | None,
+    link_bps: float,
     console: Console,
 ) -> list[Json]:
     trials: dict[InstallOptions, list[TraceTrial]] = {way: [] for way in ways}
@@ -103,7 +110,7 @@ def _rows_of_guest(
                     console.print(f"  {_outcome(trial)}", soft_wrap=True)
         finally:
             guest.terminate()
-    return [_row(shape, way, done, full_rate_per_s, fire_s) for way, done in trials.items()]
+    return [_row(shape, way, done, full_rate_per_s, fire_s, link_bps) for way, done in trials.items()]
 
 
 def _pace(guest: GuestProcess, share: float | None) -> float:
@@ -119,7 +126,12 @@ def _pace(guest: GuestProcess, share: float | None) -> float:
 
 
 def _row(
-    shape: Shape, way: InstallOptions, trials: Sequence[TraceTrial], full_rate_per_s: float, fire_s: float | None
+    shape: Shape,
+    way: InstallOptions,
+    trials: Sequence[TraceTrial],
+    full_rate_per_s: float,
+    fire_s: float | None,
+    link_bps: float,
 ) -> Json:
     """Put the medians of one combination's trials together; the key figures' extremes stand beside them."""
     config = shape.config
@@ -176,7 +188,10 @@ def _row(
         "dirty_pages": median("dirty_pages"),
         "collected_pages": median("collected_pages"),
         "host_s": median("host_s"),
-        "tracing_s": _tracing_s(way, median("host_s"), median("fires"), installs, fire_s),
+        "tracing_s": (tracing_s := _tracing_s(way, median("host_s"), median("fires"), installs, fire_s)),
+        "link_bps": link_bps,
+        "resend_s": (resend_s := median("collected_pages") * PAGE_BYTES * 8 / link_bps),
+        "total_s": tracing_s + resend_s if tracing_s is not None else None,
         "remove_s": median("remove_s"),
         "granules_left_small": max(trial.granules_left_small for trial in trials),
         "tlb_shootdowns": statistics.median(shootdowns) if shootdowns else None,
@@ -219,14 +234,18 @@ def shapes_of(
     vcpus: Sequence[int],
     touched: Sequence[float],
     backings: Sequence[str],
-    rate_share: float | None,
+    rate_shares: Sequence[float | None],
 ) -> Iterator[Shape]:
     """Take every combination of guests."""
-    for count, share, backing in itertools.product(vcpus, touched, backings):
+    for count, share, backing, rate_share in itertools.product(vcpus, touched, backings, rate_shares):
         working_set_bytes = max(round(base.resident_bytes * share), 1)
         config = dataclasses.replace(base, vcpus=count, working_set_bytes=working_set_bytes, backing=backing)
         config.layout()
         yield Shape(config, share, rate_share)
+
+
+def _pace_words(rate_share: float | None) -> str:
+    return f"{rate_share:.3g} of its full rate" if rate_share is not None else "full rate"
 
 
 def way_words(policy: str, tracer: str, granularity: str, step_bytes: int | None) -> str:
@@ -252,9 +271,11 @@ def print_trace(result: Json, console: Console) -> None:
         table.add_column(head, no_wrap=True)
     for head in ("install", "no vCPU", "kept", "traced", "lost", "fires", "cost", "scan"):
         table.add_column(head, justify="right", no_wrap=True)
+    paced = varied(result["rows"]) == "rate_share"
     for row in result["rows"]:
         table.add_row(
-            f"{row['vcpus']} vCPUs, {row['touched']:.0%}, {row['backing']}",
+            f"{row['vcpus']} vCPUs, {row['touched']:.0%}, {row['backing']}"
+            + (f", rate {share_of(row, 'rate_share'):.3g}" if paced else ""),
             way_words(row["install"], row["tracer"], row["granularity"], row["step"]),
             format_duration(row["install_s"]),
             format_duration(row["any_vcpu_gap_s"]),

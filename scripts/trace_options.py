@@ -14,6 +14,7 @@ from pagefire.guest_workload.guest_config import Backing
 from pagefire.protocol.errors import UsageError
 from pagefire.protocol.units import parse_duration, parse_share
 from pagefire.scripts import options as o
+from pagefire.scripts.shaped_link import parse_link_rate
 from pagefire.scripts.trace import Shape, shapes_of, ways_to_install
 from pagefire.source_host.trace_install import InstallOptions
 from pagefire.source_host.trace_trial import TrialTimes
@@ -34,7 +35,7 @@ class TrialOptions:
     ] = "10%"
     rate: Annotated[
         str | None,
-        typer.Option("--rate", help="Share of the unpaced rate that the guest does: 50% [default: unpaced]."),
+        typer.Option("--rate", help="Shares of the unpaced rate that the guest does: 10%,50%,100% [default: unpaced]."),
     ] = None
     backing: Annotated[str, typer.Option("--backing", help="4k, thp, hugetlb.")] = "4k"
     install: Annotated[str, typer.Option("--install", help="stop, loose.")] = "stop,loose"
@@ -49,6 +50,9 @@ class TrialOptions:
     period: Annotated[str, typer.Option("--period", help="From one collection of dirty pages to the next.")] = "500ms"
     after: Annotated[str, typer.Option("--after", help="How long it is watched afterwards.")] = "1s"
     seed: Annotated[int, typer.Option("--seed", help="Seed of the workload and of the memory's contents.")] = 1
+    link_rate: Annotated[
+        str, typer.Option("--link-rate", help="What pages to send again are counted at; nothing is sent.")
+    ] = "10gbit"
     cpus_source: o.CpusSource = None
     cpus_guest: o.CpusGuest = None
 
@@ -70,7 +74,9 @@ class TrialOptions:
             [int(count) for count in counts],
             [parse_share(share) for share in _list("--touched", self.touched)],
             self._backings(),
-            parse_share(self.rate) if self.rate is not None else None,
+            [None]
+            if self.rate is None
+            else [share if share < 1 else None for share in map(parse_share, _list("--rate", self.rate))],
         )
         return list(shapes)
 
@@ -100,6 +106,11 @@ class TrialOptions:
         if self.repetitions < 1:
             raise UsageError(f"{self.repetitions} repetitions measure nothing", "", "ask for --repetitions 1 or more")
         return ways_to_install(lists[0], lists[1], lists[2], [o.STEPS[one] for one in steps], o.loss(self.install_loss))
+
+    @property
+    def link_bps(self) -> float:
+        """Parse the link's rate; raises UsageError."""
+        return parse_link_rate(self.link_rate)
 
     def times(self) -> TrialTimes:
         """Parse the windows; raises UsageError."""

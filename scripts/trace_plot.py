@@ -2,7 +2,8 @@
 
 Left, the install, by number of vCPUs or share touched, whichever was varied; right, the vCPU time lost while dirty pages were
 collected, beside what the fires account for. Where granularities were compared, a second row shows what each cost: the CPU time
-tracing took, and the pages that it would send again. Each way has a marker and a lightness of its own. Nothing here measures.
+that tracing took, and that with the time of the pages that are to be sent again. Each way has a marker and a lightness of its own.
+Nothing here measures.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pagefire.protocol.units import format_duration
 from pagefire.scripts.report_folder import report_folder, write_whole
 from pagefire.scripts.trace import way_words
+from pagefire.scripts.trace_crossing import share_of, varied
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -54,7 +56,9 @@ def draw_trace(result: Json, png_path: Path) -> None:
         figure = Figure(figsize=(10.4, 8.4 if compared else 5.0), dpi=160, layout="constrained")
         FigureCanvasAgg(figure)
         first = rows[0]
-        pace = f"{first['rate_share']:.0%} of its full rate" if first["rate_share"] else "its full rate"
+        pace = f"{first['rate_share']:.3g} of its full rate" if first["rate_share"] else "its full rate"
+        if varied(rows) == "rate_share":
+            pace = "part of its full rate"
         figure.suptitle(
             f"Tracing a guest of {first['resident_bytes'] / (1 << 30):g} GiB at {pace}, workload {first['workload']}, "
             f"medians of {result['repetitions']}",
@@ -89,7 +93,9 @@ def draw_trace(result: Json, png_path: Path) -> None:
 
 
 def _varied(rows: Sequence[Json]) -> tuple[Callable[[Json], float], str]:
-    """Choose what the rows are drawn over: the number of vCPUs if it varies, else the share touched."""
+    """Choose what the rows are drawn over: the guest's pace if it varies, or the number of vCPUs, else the share touched."""
+    if varied(rows) == "rate_share":
+        return lambda row: share_of(row, "rate_share") * 100, "of its full rate (%)"
     if len({row["vcpus"] for row in rows}) > 1 or len({row["touched"] for row in rows}) == 1:
         return lambda row: float(row["vcpus"]), "vCPUs"
     return lambda row: row["touched"] * 100, "of the resident memory touched (%)"
@@ -113,15 +119,15 @@ def _draw(
             axes.vlines(at, low, high, color=colour, linewidth=0.8, alpha=0.7)
 
 
-def _draw_cost(tracing: Axes, pages: Axes, rows: Sequence[Json], over: Callable[[Json], float]) -> None:
+def _draw_cost(tracing: Axes, total: Axes, rows: Sequence[Json], over: Callable[[Json], float]) -> None:
     _draw(tracing, rows, over, lambda row: row["tracing_s"] * 1e3, spread=False)
     tracing.set_ylim(bottom=0)
     tracing.set_ylabel("CPU time (ms)")
     tracing.set_title("what tracing took: installing, fires, collecting, breaking down", fontsize=9)
-    _draw(pages, rows, over, lambda row: row["collected_pages"] / 1e3, spread=False)
-    pages.set_ylim(bottom=0)
-    pages.set_ylabel("pages (thousands)")
-    pages.set_title("found dirty in all collections, to be sent again", fontsize=9)
+    _draw(total, rows, over, lambda row: row["total_s"], spread=False)
+    total.set_ylim(bottom=0)
+    total.set_ylabel("time (s)")
+    total.set_title(f"the same and the dirty pages on a link of {rows[0]['link_bps'] / 1e9:g} Gbit/s", fontsize=9)
 
 
 def _draw_fires(axes: Axes, rows: Sequence[Json], over: Callable[[Json], float], fire_s: float | None) -> None:

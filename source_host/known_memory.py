@@ -44,8 +44,12 @@ class KnownMemory:
         """Tell what was written from what is a hole and only reads as written."""
         # Only a granule that had holes can have reported one: elsewhere the file need not be asked.
         doubtful = dirty - self._solid
-        holes = doubtful - data_among(self._fd, doubtful) if doubtful else doubtful
+        holes = doubtful - self.with_contents(doubtful)
         return Collected(dirty - holes, holes)
+
+    def with_contents(self, pages: PageSet) -> PageSet:
+        """Leave out of some pages those that are holes."""
+        return data_among(self._fd, pages)
 
 
 def data_among(memory_fd: int, ranges: PageSet) -> PageSet:

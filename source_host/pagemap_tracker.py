@@ -18,6 +18,7 @@ kernel keeps its protection, so it reads clean, and the destination keeps the co
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Collection
 
 import numpy as np
@@ -25,7 +26,7 @@ import numpy as np
 from pagefire.guest_workload.linux import pagemap, userfaultfd
 from pagefire.guest_workload.linux.calls import Calls
 from pagefire.protocol.pages import GRANULE_PAGES, PAGE_BYTES, PageSet, pages_of
-from pagefire.source_host.break_down import BreakDown, Everywhere
+from pagefire.source_host.break_down import PRELUDE_S, BreakDown, Everywhere
 from pagefire.source_host.known_memory import KnownMemory
 from pagefire.source_host.tracking import Collected, Granularity
 
@@ -61,7 +62,13 @@ class PagemapTracker:
     def register(self) -> PageSet:
         assert self._uffd is not None
         userfaultfd.register(self._uffd, self._address, self._memory_bytes, userfaultfd.Mode.WP)
-        return self._known.new_granules(self._known.appeared())
+        granules = self._known.new_granules(self._known.appeared())
+        if probes := self._break_down.probes(granules) if self.granularity is not Granularity.PAGE else PageSet.empty():
+            self._lay_pages(probes)
+            time.sleep(PRELUDE_S)
+            written = self._written(probes, pagemap.Flag.CHECK_WPASYNC)
+            self._break_down.judge(self._known.with_contents(written))
+        return granules
 
     def protection(self, granules: PageSet, step_pages: int | None = None) -> Calls:
         assert self._uffd is not None
@@ -73,7 +80,7 @@ class PagemapTracker:
     def adopt(self, granules: PageSet) -> PageSet:
         if self.granularity is not Granularity.PAGE:
             self._coarse |= granules
-            self._lay_pages(self._break_down.probes(granules))
+            self._lay_pages(self._break_down.at_once(granules))
         return self._known.adopt(granules)
 
     def collect_and_clear(self) -> Collected:
@@ -101,7 +108,7 @@ class PagemapTracker:
             self._uffd = None
 
     def _lay_pages(self, granules: PageSet) -> None:
-        """Protect granules that were protected as a whole page by page from now on."""
+        """Protect granules page by page from now on."""
         assert self._uffd is not None
         if granules:
             userfaultfd.protect_calls(self._uffd, self._address, granules.steps(GRANULE_PAGES)).issue()

@@ -61,7 +61,10 @@ class DirtyTracker(Protocol):
         """How long this host took to answer each batch of fires, in ns; empty where the kernel notes them by itself."""
 
     def register(self) -> PageSet:
-        """Begin: watch guest memory, protect nothing yet; gives the granules that hold data, which are to be protected."""
+        """Begin: watch guest memory; gives the granules that hold data, all of which are still to be protected.
+
+        May take some time to look at how the guest writes (Granularity.AUTO: a tenth of a second).
+        """
 
     def protection(self, granules: PageSet, step_pages: int | None = None) -> Calls:
         """List the system calls that protect some granules, each `step_pages` at most (None: a run of granules a call)."""

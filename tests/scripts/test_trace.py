@@ -40,8 +40,8 @@ def test_a_rolling_install_is_refused_with_the_reason() -> None:
 
 def test_guests_are_every_combination_too() -> None:
     base = GuestConfig("g", 1 << 30, 1 << 30, 1 << 30, 1, "random")
-    shapes = list(shapes_of(base, [1, 4], [0.1, 1.0], ["4k", "thp"], 0.5))
-    assert len({(one.config.vcpus, one.touched, one.config.backing) for one in shapes}) == 8
+    shapes = list(shapes_of(base, [1, 4], [0.1, 1.0], ["4k", "thp"], [0.5, None]))
+    assert len({(one.config.vcpus, one.touched, one.config.backing, one.rate_share) for one in shapes}) == 16
     assert {one.config.working_set_bytes for one in shapes} == {round(0.1 * (1 << 30)), 1 << 30}
 
 
@@ -111,3 +111,4 @@ def test_a_trial_gives_every_field_and_a_picture(tmp_path: Path) -> None:
     assert result["crossings"] == []
     assert all(row["tracing_s"] > row["fires_cost_s"] for row in rows)
     write_trace_folder(result | {"rows": [rows[0], rows[0] | {"granularity": "2M"}]}, tmp_path / "granularities")
+    write_trace_folder(result | {"rows": [rows[0], rows[0] | {"rate_share": None}]}, tmp_path / "rates")

@@ -12,10 +12,9 @@ Json = dict[str, Any]
 
 
 def row(granularity: str, touched: float, tracing_s: float | None, pages: int = 0, **other: object) -> Json:
-    way = {"install": "loose", "tracer": "host", "backing": "thp", "vcpus": 2, "step": None}
-    return (
-        way | {"granularity": granularity, "touched": touched, "tracing_s": tracing_s, "collected_pages": pages} | other
-    )
+    way = {"install": "loose", "tracer": "host", "backing": "thp", "vcpus": 2, "step": None, "rate_share": None}
+    figures = {"tracing_s": tracing_s, "collected_pages": pages, "total_s": None}
+    return way | {"granularity": granularity, "touched": touched} | figures | other
 
 
 def test_the_crossing_is_where_both_cost_the_same() -> None:
@@ -24,14 +23,23 @@ def test_the_crossing_is_where_both_cost_the_same() -> None:
     rows += [row("auto", share, cost) for share, cost in ((0.1, 0.1), (0.3, 0.12), (1.0, 0.22))]
     (found,) = crossings(rows)
     assert found["figure"] == "tracing_s"
-    assert found["touched"] == [0.1, 0.3, 1.0]
+    assert found["shares"] == [0.1, 0.3, 1.0]
     assert found["coarse_over_fine"] == pytest.approx([0.5, 0.75, 1.25])
     assert found["at"] == pytest.approx([0.65])
     assert found["auto_over_better"] == pytest.approx([1.0, 0.8, 1.1])
     assert crossing_words(found) == (
-        "CPU time, 2M over 4K: 0.50 at 10%, 0.75 at 30%, 1.25 at 100%; they cross at 65% touched; "
+        "CPU time, 2M over 4K: 0.50 at 0.1, 0.75 at 0.3, 1.25 at 1 touched; they cross at 0.65; "
         "auto over the better of them: 1.00, 0.80, 1.10"
     )
+
+
+def test_the_rate_is_the_axis_where_it_was_varied() -> None:
+    rows = [row("4K", 0.3, 0.2, rate_share=share) for share in (0.01, 0.5, None)]
+    rows += [row("2M", 0.3, cost, rate_share=share) for share, cost in ((0.01, 0.3), (0.5, 0.1), (None, 0.1))]
+    (found,) = crossings(rows)
+    assert (found["axis"], found["touched"], found["shares"]) == ("rate_share", 0.3, [0.01, 0.5, 1.0])
+    assert found["at"] == pytest.approx([0.255])
+    assert "0.50 at 1 of the full rate; they cross at 0.25" in crossing_words(found)
 
 
 def test_where_one_is_always_better_nothing_crosses() -> None:
@@ -39,7 +47,7 @@ def test_where_one_is_always_better_nothing_crosses() -> None:
     (found,) = crossings(rows)
     assert found["at"] == []
     assert found["auto_over_better"] == [None, None]
-    assert crossing_words(found) == "CPU time, 2M over 4K: 0.50 at 10%, 0.50 at 100%; they do not cross"
+    assert crossing_words(found) == "CPU time, 2M over 4K: 0.50 at 0.1, 0.50 at 1 touched; they do not cross"
 
 
 def test_each_way_and_each_figure_is_compared_by_itself() -> None:
