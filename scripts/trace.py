@@ -37,7 +37,7 @@ from pagefire.source_host.tracking import Granularity
 
 Json = dict[str, Any]
 
-_TABLE_COLUMNS = 124
+_TABLE_COLUMNS = 136
 #: How long a guest runs before its first trial.
 WARM_UP_S = 1.0
 

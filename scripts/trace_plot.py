@@ -69,7 +69,8 @@ def draw_trace(result: Json, png_path: Path) -> None:
         over, axis_label = _varied(rows)
         _draw(gap, rows, over, lambda row: row["any_vcpu_gap_s"] * 1e3, spread=True)
         gap.set_yscale("log")
-        gap.yaxis.set_major_formatter(lambda height, _: f"{height:g}")
+        for of_ticks in (gap.yaxis.set_major_formatter, gap.yaxis.set_minor_formatter):
+            of_ticks(lambda height, _: f"{height:g}")
         gap.set_ylabel("longest time without a commit of any vCPU (ms)")
         gap.set_title("during the install", fontsize=9)
         _draw(lost, rows, over, lambda row: max(row["lost_s"], 0.0) * 1e3, spread=False)

@@ -8,10 +8,10 @@ from __future__ import annotations
 import contextlib
 
 from pagefire.guest_workload.guest_process import GuestProcess
+from pagefire.guest_workload.linux.memfd import data_among
 from pagefire.protocol.errors import GuestError
 from pagefire.protocol.pages import PageSet
 from pagefire.protocol.report import TraceInstall
-from pagefire.source_host.known_memory import data_among
 from pagefire.source_host.trace_install import Installed, InstallOptions, Rolling, cost_of_install, install
 from pagefire.source_host.tracker_choice import TrackerChoice, make_tracker
 from pagefire.source_host.tracking import DirtyTracker

@@ -8,10 +8,8 @@ afterwards, and what is then found in it counts as written. Reading a hole throu
 
 from __future__ import annotations
 
-import numpy as np
-
-from pagefire.guest_workload.linux.memfd import data_extents
-from pagefire.protocol.pages import GRANULE_PAGES, PAGE_BYTES, PageSet, pages_of
+from pagefire.guest_workload.linux.memfd import data_among
+from pagefire.protocol.pages import GRANULE_PAGES, PageSet, pages_of
 from pagefire.source_host.tracking import Collected
 
 
@@ -50,20 +48,6 @@ class KnownMemory:
     def with_contents(self, pages: PageSet) -> PageSet:
         """Leave out of some pages those that are holes."""
         return data_among(self._fd, pages)
-
-
-def data_among(memory_fd: int, ranges: PageSet) -> PageSet:
-    """Find those pages of `ranges` that are no holes; two system calls a run and an extent."""
-    found = [
-        data_extents(memory_fd, start * PAGE_BYTES, stop * PAGE_BYTES)
-        for start, stop in zip(ranges.starts.tolist(), ranges.stops.tolist(), strict=True)
-    ]
-    found = [extents for extents in found if extents]
-    if not found:
-        return PageSet.empty()
-    return PageSet.of_runs(
-        np.concatenate([extents.starts for extents in found]), np.concatenate([extents.stops for extents in found])
-    )
 
 
 def _whole_granules(extents: PageSet) -> PageSet:

@@ -116,15 +116,11 @@ class PagemapTracker:
 
     def _written(self, ranges: PageSet, flags: pagemap.Flag) -> PageSet:
         """Find the pages of some granules that were written (or are holes), and treat them as the flags say."""
-        starts, stops = [], []
-        for start, stop in zip(ranges.starts.tolist(), ranges.stops.tolist(), strict=True):
-            regions = self._scanner.scan(
-                self._address + start * PAGE_BYTES, self._address + stop * PAGE_BYTES,
-                flags=flags, require=pagemap.WRITTEN_ONLY, give=pagemap.WRITTEN_ONLY,
-            )  # fmt: skip
-            pages = ((regions[:, :2] - np.uint64(self._address)) // np.uint64(PAGE_BYTES)).astype(np.int64)
-            starts.append(pages[:, 0])
-            stops.append(pages[:, 1])
-        if not starts:
-            return PageSet.empty()
-        return PageSet.of_runs(np.concatenate(starts), np.concatenate(stops))
+        if not ranges:
+            return ranges
+        regions = self._scanner.scan_ranges(
+            (ranges.starts * PAGE_BYTES + self._address).tolist(), (ranges.stops * PAGE_BYTES + self._address).tolist(),
+            flags=flags, require=pagemap.WRITTEN_ONLY, give=pagemap.WRITTEN_ONLY,
+        )  # fmt: skip
+        pages = ((regions[:, :2] - np.uint64(self._address)) // np.uint64(PAGE_BYTES)).astype(np.int64)
+        return PageSet.of_runs(pages[:, 0], pages[:, 1])

@@ -188,9 +188,19 @@ def data_extents(fd: int, start_bytes: int = 0, stop_bytes: int | None = None) -
     Moves no other holder's file position that matters: nobody reads a memfd by position here.
     """
     stop = os.fstat(fd).st_size if stop_bytes is None else stop_bytes
+    return data_among(fd, PageSet.span(start_bytes // PAGE_BYTES, pages_of(stop)))
+
+
+def data_among(fd: int, ranges: PageSet) -> PageSet:
+    """Find those pages of `ranges` that are no holes; a system call a run, and two an extent."""
     starts: list[int] = []
     stops: list[int] = []
-    at = start_bytes
+    for start, stop in zip(ranges.starts.tolist(), ranges.stops.tolist(), strict=True):
+        _add_extents(fd, start * PAGE_BYTES, stop * PAGE_BYTES, starts, stops)
+    return PageSet.of_runs(starts, stops)
+
+
+def _add_extents(fd: int, at: int, stop: int, starts: list[int], stops: list[int]) -> None:
     while at < stop:
         try:
             first = os.lseek(fd, at, os.SEEK_DATA)
@@ -203,4 +213,3 @@ def data_extents(fd: int, start_bytes: int = 0, stop_bytes: int | None = None) -
         at = min(os.lseek(fd, first, os.SEEK_HOLE), stop)
         starts.append(first // PAGE_BYTES)
         stops.append(pages_of(at))
-    return PageSet.of_runs(starts, stops)
