@@ -19,7 +19,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pagefire.guest_workload.linux.memfd import huge_pages_allowed
+from pagefire.guest_workload.linux.memfd import free_hugetlb_bytes, huge_pages_allowed
 from pagefire.protocol.errors import Cancelled, PagefireError
 from pagefire.protocol.messages import Failure
 from pagefire.scripts.daemons import DaemonProcess
@@ -118,6 +118,12 @@ def test_a_wrong_argument_is_a_usage_error_that_names_it(
         assert word in err
     assert "Traceback" not in err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_destination_without_a_pool_of_huge_pages_says_how_to_get_one(pair: HostPair) -> None:
+    if free_hugetlb_bytes() >= 64 << 20:
+        pytest.skip("this host has a pool of 2 MiB pages")
+    assert_refused(pair, "pool of 2 MiB pages is too small", "nr_hugepages", backing="hugetlb")
 
 
 def test_a_port_in_use_is_named_and_nothing_stays(pair: HostPair, tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ def replay(
     streams: int = 1,
     backing: str = "4k",
     dest_backing: str | None = None,
+    scattered: int = 0,
     **tracing: str,
 ) -> dict[str, int]:
     """Migrate one guest at a random moment, run it to step N; run its twin there without migrating; compare all of memory.
@@ -36,6 +37,8 @@ def replay(
     # Paced, so that N is near; sequential stores wrap around the working set several times.
     rate = 4000 * vcpus if workload == "oltp" else 10000 * vcpus
     shape = {"workload": workload, "vcpus": vcpus, "seed": seed, "working_set": "16MiB", "backing": backing}
+    if scattered:
+        shape |= {"memory": "8GiB", "resident": "32MiB", "scattered": scattered}
     arguments = guest_arguments(**shape, rate=rate)
     moment = random.Random(seed)
     with HostPair(arguments) as pair:
@@ -132,6 +135,11 @@ def test_a_guest_on_hugetlb_equals_its_twin_in_every_mode(mode: str) -> None:
 def test_a_guest_changes_what_maps_its_memory_on_the_way(here: str, there: str) -> None:
     with huge_pages(), hugetlb_pool(_POOL_BYTES):
         replay("hybrid", 2, "oltp", seed=random.randrange(1 << 30), backing=here, dest_backing=there)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_single_pages_all_over_a_sparse_guest_arrive(mode: str) -> None:
+    replay(mode, 2, "random", seed=random.randrange(1 << 30), scattered=3000)
 
 
 @pytest.mark.parametrize("mode", ["hybrid", "precopy"])

@@ -18,7 +18,8 @@ from pagefire.guest_workload.control_block import VcpuState
 from pagefire.guest_workload.guest_config import GuestConfig
 from pagefire.guest_workload.guest_process import GuestProcess
 from pagefire.guest_workload.linux import userfaultfd
-from pagefire.protocol.errors import GuestError, UsageError
+from pagefire.guest_workload.linux.memfd import free_hugetlb_bytes
+from pagefire.protocol.errors import FeatureMissing, GuestError, UsageError
 
 pytestmark = pytest.mark.e2e
 MIB = 1 << 20
@@ -136,6 +137,16 @@ def test_what_cannot_be_is_refused_and_leaves_nothing(tmp_path: Path, changes: d
     with pytest.raises(UsageError, match=told):
         GuestProcess.spawn(tmp_path / "g.sock", config(**changes))
     assert [path.name for path in tmp_path.iterdir()] == ["g.log"]
+
+
+def test_a_pool_that_is_too_small_is_told_with_the_line_that_enlarges_it(tmp_path: Path) -> None:
+    if free_hugetlb_bytes() >= 64 * MIB:
+        pytest.skip("this host has a pool of 2 MiB pages")
+    with pytest.raises(
+        FeatureMissing, match=r"64 MiB are needed, .* MiB are free .*: echo 32 \| sudo tee .*nr_hugepages"
+    ):
+        GuestProcess.spawn(tmp_path / "g0.sock", config(backing="hugetlb"))
+    assert [path.suffix for path in tmp_path.iterdir()] == [".log"]
 
 
 def test_a_guest_that_dies_while_starting_tells_its_last_words(tmp_path: Path) -> None:

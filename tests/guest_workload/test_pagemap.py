@@ -90,6 +90,21 @@ def test_a_small_buffer_takes_more_calls_and_finds_the_same(tracked: Tracked, re
     assert not tracked.scan(regions_per_call, **WRITTEN)
 
 
+@pytest.mark.parametrize("regions_per_call", [1, 3, 4096])
+def test_many_ranges_give_what_each_of_them_gives(tracked: Tracked, regions_per_call: int) -> None:
+    tracked.store(*range(0, PAGES, 3))
+    there = {"any_of": Category.PRESENT, "give": Category.PRESENT}
+    ranges = [(0, 10), (10, 10), (11, 50), (200, 201), (300, PAGES)]
+    starts, ends = (
+        [tracked.memory.address + edge * PAGE_BYTES for edge in edges] for edges in zip(*ranges, strict=True)
+    )
+    scanner = Scanner(tracked.pagemap_fd, regions_per_call)
+    each = np.concatenate([scanner.scan(start, end, **there) for start, end in zip(starts, ends, strict=True)])
+    assert each.size
+    assert np.array_equal(scanner.scan_ranges(starts, ends, **there), each)
+    assert not scanner.scan_ranges([], [], **there).size
+
+
 def test_only_the_range_is_scanned(tracked: Tracked) -> None:
     tracked.store(*range(20))
     assert tracked.scan(pages=range(5, 9), any_of=Category.PRESENT, give=Category.PRESENT) == PageSet.span(5, 9)
