@@ -11,6 +11,7 @@ import enum
 import os
 import struct
 from collections.abc import Sequence
+from typing import TypedDict, Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -28,8 +29,9 @@ _PAGEMAP_SCAN = 3 << 30 | _ARGUMENT.size << 16 | ord("f") << 8 | 16
 #: A buffer of this many regions is 1.5 MiB and is filled by 65,536 scattered pages.
 REGIONS_PER_CALL = 65_536
 _REGION_BYTES = 24
-#: Words of the argument that are not the same in every call.
+#: Where its words lie, behind the size and the flags.
 _START, _END, _WALK_END, _VECTOR, _ROOM = 2, 3, 4, 5, 6
+_INVERTED, _REQUIRE, _ANY_OF, _GIVE = 8, 9, 10, 11
 
 Regions = npt.NDArray[np.uint64]
 
@@ -70,6 +72,19 @@ def open_pagemap(pid: int) -> int:
     return os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
 
 
+class Masks(TypedDict, total=False):
+    """What a scan looks for: pages with all categories of `require` (those of `inverted` absent), and one of `any_of` if given.
+
+    `flags` are of `Flag`; `give` says which categories are told of a region.
+    """
+
+    flags: int
+    require: int
+    any_of: int
+    inverted: int
+    give: int
+
+
 class Scanner:
     """One page map and the buffer that its scans fill; not to be used by two threads at once."""
 
@@ -77,33 +92,11 @@ class Scanner:
         self._fd = pagemap_fd
         self._buffer: Regions = np.zeros((regions_per_call, 3), np.uint64)
 
-    def scan(
-        self,
-        start: int,
-        end: int,
-        *,
-        flags: int = 0,
-        require: int = 0,
-        any_of: int = 0,
-        inverted: int = 0,
-        give: int = 0,
-    ) -> Regions:
+    def scan(self, start: int, end: int, **masks: Unpack[Masks]) -> Regions:
         """Collect the regions of [start, end) that match, as `scan_ranges` does for many ranges."""
-        return self.scan_ranges(
-            [start], [end], flags=flags, require=require, any_of=any_of, inverted=inverted, give=give
-        )
+        return self.scan_ranges([start], [end], **masks)
 
-    def scan_ranges(
-        self,
-        starts: Sequence[int],
-        ends: Sequence[int],
-        *,
-        flags: int = 0,
-        require: int = 0,
-        any_of: int = 0,
-        inverted: int = 0,
-        give: int = 0,
-    ) -> Regions:
+    def scan_ranges(self, starts: Sequence[int], ends: Sequence[int], **masks: Unpack[Masks]) -> Regions:
         """Collect the regions of ranges of addresses that match, as rows (start address, end address, categories).
 
         A call a range, 2-3 us where nothing matches, and more where the buffer demands it. With WP_MATCHING what is reported has
@@ -112,7 +105,9 @@ class Scanner:
         pieces: list[Regions] = []
         capacity, first_slot, used = len(self._buffer), self._buffer.ctypes.data, 0
         # One argument for all calls, of which each changes four words: what is made anew for each call costs more than the call.
-        argument = (ctypes.c_uint64 * 12)(_ARGUMENT.size, flags, 0, 0, 0, 0, 0, 0, inverted, require, any_of, give)
+        argument = (ctypes.c_uint64 * 12)(_ARGUMENT.size, masks.get("flags", 0))
+        argument[_INVERTED], argument[_REQUIRE] = masks.get("inverted", 0), masks.get("require", 0)
+        argument[_ANY_OF], argument[_GIVE] = masks.get("any_of", 0), masks.get("give", 0)
         where, fd, ioctl = ctypes.addressof(argument), self._fd, _libc.ioctl
         for start, end in zip(starts, ends, strict=True):
             walked_to = start

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 from collections.abc import AsyncIterator
 
 import pytest
 
-from pagefire.dest_host.fault_handler import PUBLISH_WINDOW_PAGES, FaultHandler
-from pagefire.dest_host.intake import Intake
-from pagefire.dest_host.landing import Landing
-from pagefire.dest_host.ledger import Ledger
-from pagefire.dest_host.publishing import Publisher
+from pagefire.dest_host.fault_handler import PUBLISH_WINDOW_PAGES
 from pagefire.guest_workload.linux import memfd, userfaultfd
 from pagefire.protocol.errors import GuestError, LinkLost
 from pagefire.protocol.messages import Fetch, Pages, ZeroPages
@@ -21,7 +16,7 @@ from pagefire.protocol.pages import PAGE_BYTES, PageSet
 from tests.conftest import MemoryMaker
 from tests.support.kernel import need_userfaultfd
 from tests.support.memory_user import MemoryUser
-from tests.support.page_link import fault_streams
+from tests.support.served_guest import ServedGuest
 from tests.support.waiting import PATIENCE_S, eventually
 
 pytestmark = pytest.mark.kernel
@@ -32,41 +27,18 @@ MISSING = PageSet.of_runs([100, 300], [200, 310])
 ZERO_AT_SOURCE = PageSet.span(300, 310)
 
 
-class Served:
-    """A resumed guest: pages 0-99 are here, 100-199 and 300-309 are missing, all others are holes. Answers fetches itself."""
+class Served(ServedGuest):
+    """Pages 0-99 are here, 100-199 and 300-309 are missing, all others are holes. Answers fetches itself."""
 
     def __init__(self, user: MemoryUser, memory: memfd.Mapping) -> None:
-        self.memory = memory
-        user.map(memory)
-        self.uffd = user.open_uffd(userfaultfd.DEMAND_PAGING, keep=True)
-        self.publisher = Publisher(self.uffd, user.address, memory.size_bytes)
-        self.publisher.arm()
-        self.ledger = Ledger(memory.pages)
-        self.intake = Intake(self.ledger, self.publisher, memory.pages)
-        memory.array[: CURRENT.size_bytes] = 1
-        self.ledger.mark_filled(CURRENT)
-        self.complete = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        self.intake.resume_begins(MISSING, lambda: loop.call_soon_threadsafe(self.complete.set))
-        self.errors: list[BaseException] = []
-        self.handler = FaultHandler(
-            self.uffd, user.address, self.ledger, self.intake, self.publisher, on_error=self.errors.append
-        )
-        self.source, self.stream = fault_streams()
-        self.landing = Landing(self.stream.sock, memory, self.ledger)
+        super().__init__(user, memory, CURRENT, MISSING)
         self.fetched: list[int] = []
         #: Held back until it is set.
         self.answering = asyncio.Event()
         self.answering.set()
-        self._tasks: list[asyncio.Task[None]] = []
 
-    async def start(self) -> None:
-        self.handler.start()
-        self._tasks = [
-            asyncio.create_task(self.handler.fetch(self.stream)),
-            asyncio.create_task(self.handler.receive(self.stream, self.landing)),
-            asyncio.create_task(self._answer()),
-        ]
+    def serve(self) -> None:
+        self.start(self.handler.receive(self.stream, self.landing), self._answer())
 
     async def _answer(self) -> None:
         while True:
@@ -81,22 +53,12 @@ class Served:
                 else:
                     await self.source.send(Pages(single), bytes([2]) * PAGE_BYTES)
 
-    async def close(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        self.handler.stop()
-        self.landing.close()
-        self.source.close()
-        self.stream.close()
-        os.close(self.uffd)
-
 
 @pytest.fixture
 async def served(user: MemoryUser, make_memory: MemoryMaker) -> AsyncIterator[Served]:
     need_userfaultfd(userfaultfd.DEMAND_PAGING)
     one = Served(user, make_memory(PAGES))
-    await one.start()
+    one.serve()
     yield one
     await one.close()
     user.ask("close_uffd")
@@ -206,7 +168,7 @@ async def test_a_page_that_arrives_between_two_looks_settles_its_wait(served: Se
 async def test_a_lost_connection_ends_the_fetching(served: Served) -> None:
     served.source.close()
     with pytest.raises(LinkLost):
-        await served._tasks[1]
+        await served.tasks[1]
 
 
 async def test_an_error_stops_the_handler_and_is_told(make_memory: MemoryMaker) -> None:

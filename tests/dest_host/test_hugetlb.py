@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import AsyncIterator
 
 import pytest
 
-from pagefire.dest_host.fault_handler import FaultHandler
-from pagefire.dest_host.intake import Intake
-from pagefire.dest_host.landing import Landing
-from pagefire.dest_host.ledger import Ledger
-from pagefire.dest_host.publishing import Publisher
 from pagefire.guest_workload.linux import memfd, userfaultfd
 from pagefire.protocol.messages import Fetch
 from pagefire.protocol.pages import GRANULE_PAGES, PAGE_BYTES, PageSet
@@ -20,7 +14,7 @@ from tests.support.huge_pages import hugetlb_pool
 from tests.support.kernel import need_userfaultfd
 from tests.support.memory import fresh
 from tests.support.memory_user import MemoryUser
-from tests.support.page_link import fault_streams
+from tests.support.served_guest import ServedGuest
 from tests.support.waiting import PATIENCE_S, eventually
 
 pytestmark = [pytest.mark.kernel, pytest.mark.root]
@@ -30,33 +24,15 @@ GRANULES = 4
 MISSING = PageSet.of_runs([512, 1600], [1536, 1700])
 
 
-class Served:
-    """A resumed guest on hugetlb. What is here holds 1, what arrives 2; fetches are noted, and answered by the test."""
+class Served(ServedGuest):
+    """What is here holds 1, what arrives 2; fetches are noted, and answered by the test."""
 
     def __init__(self, user: MemoryUser, memory: memfd.Mapping) -> None:
-        self.memory = memory
-        user.map(memory)
-        self.uffd = user.open_uffd(userfaultfd.DEMAND_PAGING_HUGETLB, keep=True)
-        self.publisher = Publisher(self.uffd, user.address, memory.size_bytes, memory.unit_pages)
-        self.publisher.arm()
-        self.ledger = Ledger(memory.pages, memory.unit_pages)
-        self.ledger.mark_filled(PageSet.span(0, memory.pages))
-        self.intake = Intake(self.ledger, self.publisher, memory.pages, memory.unit_pages)
-        memory.array[:] = 1
-        self.complete = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        self.intake.resume_begins(MISSING, lambda: loop.call_soon_threadsafe(self.complete.set))
-        self.errors: list[BaseException] = []
-        self.handler = FaultHandler(
-            self.uffd, user.address, self.ledger, self.intake, self.publisher, on_error=self.errors.append
-        )
-        self.source, self.stream = fault_streams()
-        self.landing = Landing(self.stream.sock, memory, self.ledger)
+        super().__init__(user, memory, PageSet.span(0, memory.pages), MISSING)
         self.fetched = PageSet.empty()
 
-    def start(self) -> list[asyncio.Task[None]]:
-        self.handler.start()
-        return [asyncio.create_task(self.handler.fetch(self.stream)), asyncio.create_task(self._note())]
+    def serve(self) -> None:
+        self.start(self._note())
 
     async def _note(self) -> None:
         while True:
@@ -74,16 +50,9 @@ async def served(user: MemoryUser) -> AsyncIterator[Served]:
     with hugetlb_pool(GRANULES * GRANULE_PAGES * PAGE_BYTES):
         memory = fresh(GRANULES * GRANULE_PAGES, hugetlb=True)
         one = Served(user, memory)
-        tasks = one.start()
+        one.serve()
         yield one
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        one.handler.stop()
-        one.landing.close()
-        one.source.close()
-        one.stream.close()
-        os.close(one.uffd)
+        await one.close()
         user.ask("close_uffd")
         user.unmap()
         memory.close()
