@@ -61,9 +61,9 @@ def protect_calls(fd: int, address: int, ranges: PageRanges) -> Calls:
     """List the calls that protect ranges of memory that begins at `address` and tell nothing; 2 MiB mappings stay what they are."""
     words = np.zeros((len(ranges.starts), 12), np.uint64)
     words[:, 0], words[:, 1] = _ARGUMENT.size, PROTECT
-    words[:, 2] = ranges.starts * PAGE_BYTES + address
-    words[:, 3] = words[:, 2] + (ranges.counts * PAGE_BYTES).astype(np.uint64)
-    words[:, 9] = words[:, 11] = WRITTEN_ONLY
+    words[:, _START] = ranges.starts * PAGE_BYTES + address
+    words[:, _END] = words[:, _START] + (ranges.counts * PAGE_BYTES).astype(np.uint64)
+    words[:, _REQUIRE] = words[:, _GIVE] = WRITTEN_ONLY
     return Calls(fd, _PAGEMAP_SCAN, packed(words), "PAGEMAP_SCAN")
 
 
