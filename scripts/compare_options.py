@@ -45,7 +45,7 @@ class CompareOptions:
     ] = "8k/s"
     link_rate: Annotated[
         str, typer.Option("--link-rate", help="Rates of the shaped link, by commas: 1gbit,10gbit.")
-    ] = "1gbit"
+    ] = "1gbit,10gbit"
     warmup: Annotated[str, typer.Option("--warmup", help="How long a guest runs before it migrates.")] = "2s"
     settle: Annotated[str, typer.Option("--settle", help="How long it is watched at the destination.")] = "2s"
     seed: Annotated[int, typer.Option("--seed", help="Seed of the workload and of the memory's contents.")] = 1
