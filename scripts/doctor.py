@@ -230,9 +230,9 @@ def _transparent_huge_pages() -> list[Finding]:
 
 def _hugetlb() -> list[Finding]:
     findings = []
-    for name, size_bytes, size_flag, pages in (
-        ("hugetlb 2 MiB", 2 << 20, os.MFD_HUGE_2MB, 512),
-        ("hugetlb 1 GiB", 1 << 30, os.MFD_HUGE_1GB, 4),
+    for name, size_bytes, size_flag, pages, lacking in (
+        ("hugetlb 2 MiB", 2 << 20, os.MFD_HUGE_2MB, 1024, "no guest on hugetlb (--backing hugetlb)"),
+        ("hugetlb 1 GiB", 1 << 30, os.MFD_HUGE_1GB, 4, "nothing: no guest is made of such pages"),
     ):
         pool = f"/sys/kernel/mm/hugepages/hugepages-{size_bytes // 1024}kB"
         reserved = f"{_line(f'{pool}/free_hugepages') or 'no'} free of {_line(f'{pool}/nr_hugepages') or 'no'} reserved"
@@ -243,7 +243,7 @@ def _hugetlb() -> list[Finding]:
         except OSError as error:
             state, found = State.NO, f"{reserved}; mapping one failed: {error.strerror}"
         enable = f"echo {pages} | sudo tee {pool}/nr_hugepages"
-        findings.append(Finding(_MEMORY, name, state, found, f"no guest on {name[8:]} pages", enable))
+        findings.append(Finding(_MEMORY, name, state, found, lacking, enable))
     return findings
 
 
