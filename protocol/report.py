@@ -83,14 +83,14 @@ class DowntimeBreakdown:
 class TraceInstall:
     """How tracing was installed, and what the guest felt of it.
 
-    policy: stop, loose or rolling. tracer: who made the system calls, vcpu or host. granularity: 4K or 2M. step_bytes: the most
-    that one call protects (None: a run of memory). install_s: from the first call (stop: from the pause request) to the last; a
-    rolling install takes as long as the first round. guest_gap_s: the longest time in it in which no vCPU committed, told too long
-    by 0.1 ms at most, 0 if there was none that long; of a rolling install None. vcpu_gap_s: each vCPU's longest gap in it, of which
-    claimed_vcpu_gap_s is that of the vCPU that was the tracer. fires: first stores to something protected, as the collections of
-    the whole migration found them but for the last, which protects nothing any more. answer_us: page-fire only, from the reading of
-    a batch of fires (64 at most) to the last vCPU let go, without the waking of the daemon's thread and of the vCPU. at_s: when the
-    install began, since the migrate request.
+    policy: stop, loose or rolling. tracer: who made the system calls, vcpu or host. granularity: 4K, 2M or auto. step_bytes: the
+    most that one call protects (None: a run of memory). install_s: from the first call (stop: from the pause request) to the last;
+    a rolling install takes as long as the first round. guest_gap_s: the longest time in it in which no vCPU committed, told too
+    long by 0.1 ms at most, 0 if there was none that long; of a rolling install None. vcpu_gap_s: each vCPU's longest gap in it, of
+    which claimed_vcpu_gap_s is that of the vCPU that was the tracer. fires: first stores to something protected, as the collections
+    of the whole migration found them but for the last, which protects nothing any more. answer_us: page-fire only, from the reading
+    of a batch of fires (64 at most) to the last vCPU let go, without the waking of the daemon's thread and of the vCPU. at_s: when
+    the install began, since the migrate request.
     """
 
     policy: str

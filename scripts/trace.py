@@ -24,7 +24,6 @@ from pagefire.guest_workload.control_block import Owner
 from pagefire.guest_workload.guest_config import GuestConfig
 from pagefire.guest_workload.guest_process import GuestProcess
 from pagefire.guest_workload.linux.fire_cost import fire_cost_s
-from pagefire.protocol.errors import UsageError
 from pagefire.protocol.pages import PAGE_BYTES
 from pagefire.protocol.report import TraceInstall
 from pagefire.protocol.units import format_count, format_duration, format_size
@@ -62,7 +61,8 @@ def run_trace(
 ) -> Json:
     """Make all trials; gives {rows: [...], crossings: [...]}, a row a combination with the median of its repetitions.
 
-    `link_bps` is only what pages to send again are counted at, in bits per second.
+    `link_bps`, in bits per second, is what pages to send again are counted at, and how fast a rolling install goes. Nothing is
+    sent.
     """
     choice = choose_tracker(tracker)
     # A synchronous fire costs what this host's thread takes to answer it, which is not measured apart.
@@ -106,7 +106,7 @@ def _rows_of_guest(
             running = min(shape.config.vcpus, len(shape.config.cpus or os.sched_getaffinity(0)))
             for _ in range(repetitions):
                 for way in ways:
-                    trials[way].append(trial := run_trial(guest, choice, way, times, running))
+                    trials[way].append(trial := run_trial(guest, choice, way, times, running, link_bps))
                     console.print(f"  {_outcome(trial)}", soft_wrap=True)
         finally:
             guest.terminate()
@@ -216,12 +216,6 @@ def ways_to_install(
     most_loss: float | None,
 ) -> list[InstallOptions]:
     """Take every combination, each that is the same in effect once: a stop-based install has no choice of tracer."""
-    if "rolling" in policies:
-        raise UsageError(
-            "a rolling install cannot be tried without a migration",
-            "each piece is protected just before its pages are sent",
-            "use pagefire demo --install rolling",
-        )
     ways: dict[InstallOptions, None] = {}
     for policy, tracer, granularity, step in itertools.product(policies, tracers, granularities, steps):
         way = InstallOptions(policy, tracer, Granularity(granularity), step, most_loss)

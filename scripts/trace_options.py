@@ -38,7 +38,7 @@ class TrialOptions:
         typer.Option("--rate", help="Shares of the unpaced rate that the guest does: 10%,50%,100% [default: unpaced]."),
     ] = None
     backing: Annotated[str, typer.Option("--backing", help="4k, thp, hugetlb.")] = "4k"
-    install: Annotated[str, typer.Option("--install", help="stop, loose.")] = "stop,loose"
+    install: Annotated[str, typer.Option("--install", help="stop, loose, rolling.")] = "stop,loose"
     tracer: Annotated[str, typer.Option("--tracer", help="Who does a loose install: vcpu, host.")] = "vcpu,host"
     granularity: Annotated[str, typer.Option("--granularity", help="4K, 2M, auto.")] = "4K"
     install_step: Annotated[str, typer.Option("--install-step", help="2M, 1G, all.")] = "2M"
@@ -51,7 +51,11 @@ class TrialOptions:
     after: Annotated[str, typer.Option("--after", help="How long it is watched afterwards.")] = "1s"
     seed: Annotated[int, typer.Option("--seed", help="Seed of the workload and of the memory's contents.")] = 1
     link_rate: Annotated[
-        str, typer.Option("--link-rate", help="What pages to send again are counted at; nothing is sent.")
+        str,
+        typer.Option(
+            "--link-rate",
+            help="What pages to send again are counted at, and how fast a rolling install goes; nothing is sent.",
+        ),
     ] = "10gbit"
     cpus_source: o.CpusSource = None
     cpus_guest: o.CpusGuest = None

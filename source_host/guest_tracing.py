@@ -48,6 +48,9 @@ class GuestTracing:
         if self.tracker is None or self.installed is None:
             return None
         cost = cost_of_install(self._guest.control, self.installed, self.tracker)
+        if self.rolling is not None:
+            # Between its first call and its last the first round was sent: gaps in that time are not the install's alone.
+            cost.guest_gap_s = cost.vcpu_gap_s = None
         cost.at_s = (self.installed.began_ns - requested_ns) / 1e9
         return cost
 

@@ -137,13 +137,12 @@ def cost_of_install(control: ControlBlock, installed: Installed, tracker: DirtyT
         fires=tracker.fires,
         answer_us=_percentiles(np.array(tracker.answers_ns) / 1e3) if tracker.answers_ns else None,
     )
-    if options.policy != "rolling":
-        window = installed.began_ns, installed.ended_ns + BUCKET_NS
-        gaps_s = control.longest_gaps_ns(*window) / 1e9
-        report.guest_gap_s = control.longest_guest_gap_ns(*window) / 1e9
-        report.vcpu_gap_s = _percentiles(gaps_s)
-        if options.policy == "loose" and options.tracer == "vcpu":
-            report.claimed_vcpu_gap_s = float(gaps_s[CLAIMED_VCPU])
+    window = installed.began_ns, installed.ended_ns + BUCKET_NS
+    gaps_s = control.longest_gaps_ns(*window) / 1e9
+    report.guest_gap_s = control.longest_guest_gap_ns(*window) / 1e9
+    report.vcpu_gap_s = _percentiles(gaps_s)
+    if options.policy == "loose" and options.tracer == "vcpu":
+        report.claimed_vcpu_gap_s = float(gaps_s[CLAIMED_VCPU])
     return report
 
 

@@ -7,7 +7,7 @@ would), after. A window's rate is the commits that all vCPUs counted in it over 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +15,11 @@ import numpy as np
 from pagefire.guest_workload.control_block import BUCKET_NS, now_ns
 from pagefire.guest_workload.guest_process import GuestProcess
 from pagefire.protocol.errors import PagefireError
+from pagefire.protocol.pages import PageSet
 from pagefire.protocol.report import TraceInstall
-from pagefire.source_host.trace_install import InstallOptions, cost_of_install, install
+from pagefire.source_host.trace_install import Installed, InstallOptions, Rolling, cost_of_install, install
 from pagefire.source_host.tracker_choice import TrackerChoice, make_tracker
+from pagefire.source_host.tracking import DirtyTracker
 
 #: From the removal of tracing to the window after it.
 SETTLE_S = 0.3
@@ -79,16 +81,19 @@ class _Window:
 
 
 def run_trial(
-    guest: GuestProcess, choice: TrackerChoice, options: InstallOptions, times: TrialTimes, running_vcpus: int
+    guest: GuestProcess,
+    choice: TrackerChoice,
+    options: InstallOptions,
+    times: TrialTimes,
+    running_vcpus: int,
+    link_bps: float,
 ) -> TraceTrial:
     """Measure one way of tracing on a guest that runs; it is as it was afterwards. `running_vcpus` can be busy at a time.
 
+    A rolling install goes as fast as pages would on a link of `link_bps` bits per second; nothing is sent.
+
     Blocks for the sum of the windows and more. Raises FeatureMissing, GuestError.
     """
-    if options.policy == "rolling":
-        raise PagefireError(
-            "a rolling install cannot be tried without a migration", "it goes as the first round's pages go", "use demo"
-        )
     before = _Window(guest)
     time.sleep(times.before_s)
     rate_before_per_s = before.rate_per_s()
@@ -104,10 +109,9 @@ def run_trial(
         granules = tracker.register()
         shootdowns = tlb_shootdowns()
         cpu_s = time.process_time()
-        installed = install(tracker, guest, options, granules)
+        installed = _install(tracker, guest, options, granules, link_bps)
         rate_install_per_s = installed.commits / max(installed.ended_ns - installed.began_ns, 1) * 1e9
         shot = tlb_shootdowns()
-        tracker.adopt(granules)
         scans_s, dirty, traced = [], [], _Window(guest)
         deadline = time.monotonic() + times.traced_s
         while time.monotonic() < deadline:
@@ -146,6 +150,19 @@ def run_trial(
         granules_left_small=left,
         tlb_shootdowns=shot - shootdowns if shot is not None and shootdowns is not None else None,
     )
+
+
+def _install(
+    tracker: DirtyTracker, guest: GuestProcess, options: InstallOptions, granules: PageSet, link_bps: float
+) -> Installed:
+    if options.policy != "rolling":
+        installed = install(tracker, guest, options, granules)
+        tracker.adopt(granules)
+        return installed
+    rolling, commits = Rolling(tracker, options, granules), guest.control.commits()
+    for pages in rolling.chunks():
+        time.sleep(pages.size_bytes * 8 / link_bps)
+    return replace(rolling.installed, commits=guest.control.commits() - commits, ended_ns=time.monotonic_ns())
 
 
 def tlb_shootdowns() -> int | None:

@@ -102,7 +102,7 @@ def assert_refused(pair: HostPair, *words: str, **options: object) -> PagefireEr
         (["trace", "--backing", "4k,hugetlb", "--granularity", "4K,2M"], ["hugetlb cannot be protected by 4K"]),
         (["demo", "--backing", "hugetlb", "--memory", "101000KiB"], ["whole pages of 2 MiB", "--memory"]),
         (["demo", "--bitmap", "roaring"], ["--bitmap roaring is unknown", "raw, compacted"]),
-        (["trace", "--install", "rolling"], ["without a migration", "demo --install rolling"]),
+        (["trace", "--install", "roll"], ["--install roll is unknown", "stop, loose, rolling"]),
         (["sideways"], ["sideways"]),
     ],
     ids=lambda value: " ".join(value) if value and value[0] in ("source", "dest", "migrate", "status") else "",

@@ -33,9 +33,9 @@ def test_every_combination_is_taken_once() -> None:
     assert {way.tracer for way in ways if way.policy == "stop"} == {"vcpu"}
 
 
-def test_a_rolling_install_is_refused_with_the_reason() -> None:
-    with pytest.raises(UsageError, match=r"without a migration: each piece .* pagefire demo --install rolling"):
-        ways_to_install(["loose", "rolling"], ["host"], ["4K"], [None], None)
+def test_a_rolling_install_is_the_hosts() -> None:
+    ways = ways_to_install(["loose", "rolling"], ["vcpu", "host"], ["4K"], [None], None)
+    assert [(way.policy, way.tracer) for way in ways] == [("loose", "vcpu"), ("loose", "host"), ("rolling", "host")]
 
 
 def test_guests_are_every_combination_too() -> None:
@@ -86,6 +86,7 @@ def test_a_trial_gives_every_field_and_a_picture(tmp_path: Path) -> None:
     need_pagemap_scan()
     command = [
         sys.executable, "-m", "pagefire.scripts.cli", "trace", "--memory", "64MiB", "--vcpus", "1,2", "--rate", "50%",
+        "--install", "stop,loose,rolling", "--link-rate", "2gbit",
         "--repetitions", "1", "--before", "200ms", "--traced", "300ms", "--period", "100ms", "--after", "100ms",
         "--json", "-", "--report", str(tmp_path / "report"),
     ]  # fmt: skip
@@ -93,7 +94,9 @@ def test_a_trial_gives_every_field_and_a_picture(tmp_path: Path) -> None:
     result = json.loads(done.stdout)
     rows = result["rows"]
     assert [(row["vcpus"], row["install"], row["tracer"]) for row in rows] == [
-        (vcpus, *way) for vcpus in (1, 2) for way in (("stop", "vcpu"), ("loose", "vcpu"), ("loose", "host"))
+        (vcpus, *way)
+        for vcpus in (1, 2)
+        for way in (("stop", "vcpu"), ("loose", "vcpu"), ("loose", "host"), ("rolling", "host"))
     ]
     for row in rows:
         assert row.keys() >= ROW_FIELDS
@@ -101,6 +104,8 @@ def test_a_trial_gives_every_field_and_a_picture(tmp_path: Path) -> None:
         assert row["fires"] >= row["dirty_pages"] > 0
         assert row["fires_cost_s"] == pytest.approx(row["fires"] * result["fire_s"])
         assert (row["claimed_vcpu_gap_s"] is not None) is (row["tracer"] == "vcpu" and row["install"] == "loose")
+    # 64 MiB at 2 Gbit/s.
+    assert all(row["install_s"] > 0.2 for row in rows if row["install"] == "rolling")
     assert "no vCPU" in done.stderr
     assert json.loads((tmp_path / "report" / "trace.json").read_text()) == result
     assert (tmp_path / "report" / "trace.png").stat().st_size > 10_000
