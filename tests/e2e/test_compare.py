@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.kernel, pytest.mark.root]
 SMALL = (
     "compare", "vsphere", "--backing", "4k", "--memory", "64MiB", "--vcpus", "2", "--rate", "20%", "--no-ablation",
     "--sparse", "64GiB", "--resident", "64MiB", "--sparse-vcpus", "2", "--sparse-rate", "4k/s", "--repetitions", "1",
-    "--warmup", "1.1s", "--settle", "300ms",
+    "--warmup", "1.1s", "--settle", "300ms", "--link-rate", "1gbit",
 )  # fmt: skip
 
 
