@@ -103,7 +103,7 @@ def _rows_of_guest(
             guest.control.resume()
             time.sleep(WARM_UP_S)
             full_rate_per_s = _pace(guest, shape.rate_share)
-            running = min(shape.config.vcpus, len(shape.config.cpus or os.sched_getaffinity(0)))
+            running = _running(shape.config)
             for _ in range(repetitions):
                 for way in ways:
                     trials[way].append(trial := run_trial(guest, choice, way, times, running, link_bps))
@@ -111,6 +111,11 @@ def _rows_of_guest(
         finally:
             guest.terminate()
     return [_row(shape, way, done, full_rate_per_s, fire_s, link_bps) for way, done in trials.items()]
+
+
+def _running(config: GuestConfig) -> int:
+    """Count the vCPUs that can run at a time."""
+    return min(config.vcpus, len(config.cpus or os.sched_getaffinity(0)))
 
 
 def _pace(guest: GuestProcess, share: float | None) -> float:
@@ -188,7 +193,9 @@ def _row(
         "dirty_pages": median("dirty_pages"),
         "collected_pages": median("collected_pages"),
         "host_s": median("host_s"),
-        "tracing_s": (tracing_s := _tracing_s(way, median("host_s"), median("fires"), installs, fire_s)),
+        "tracing_s": (
+            tracing_s := _tracing_s(way, median("host_s"), median("fires"), installs, fire_s, _running(config))
+        ),
         "link_bps": link_bps,
         "resend_s": (resend_s := median("collected_pages") * PAGE_BYTES * 8 / link_bps),
         "total_s": tracing_s + resend_s if tracing_s is not None else None,
@@ -199,13 +206,19 @@ def _row(
 
 
 def _tracing_s(
-    way: InstallOptions, host_s: float, fires: float, installs: Sequence[TraceInstall], fire_s: float | None
+    way: InstallOptions,
+    host_s: float,
+    fires: float,
+    installs: Sequence[TraceInstall],
+    fire_s: float | None,
+    running_vcpus: int,
 ) -> float | None:
     """Add up the CPU time that tracing took: this host's, the fires', and that of the vCPUs that made the calls."""
     if fire_s is None:
         return None
-    by_vcpus_s = statistics.median(one.install_s for one in installs) if way.done_by == "vcpu" else 0.0
-    return host_s + fires * fire_s + by_vcpus_s
+    # A claimed vCPU, or in a stop-based install as many at a time as there are CPUs for them.
+    tracers = {"vcpu": running_vcpus if way.policy == "stop" else 1}.get(way.done_by, 0)
+    return host_s + fires * fire_s + tracers * statistics.median(one.install_s for one in installs)
 
 
 def ways_to_install(
