@@ -56,6 +56,13 @@ class FaultHandler:
     def stop(self) -> None:
         asyncio.get_running_loop().remove_reader(self._uffd)
 
+    def ask_again(self) -> None:
+        """The link is a new one, and the ledger has forgotten what was asked for: ask for all that vCPUs wait for."""
+        self._to_fetch = asyncio.Queue()
+        for page in self._intake.waited_for():
+            if wanted := self._ledger.request(page):
+                self._to_fetch.put_nowait(wanted)
+
     async def fetch(self, stream: FrameStream) -> None:
         """Ask the source for what faults need, until cancelled; raises LinkLost."""
         while True:

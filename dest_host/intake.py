@@ -39,10 +39,6 @@ class Intake:
         self._waiting: dict[int, int] = {}
         self._waiting_lock = threading.Lock()
         self._on_complete: Callable[[], object] = lambda: None
-        self._counting = threading.Lock()
-        #: Pages of the bitmap that came after the resume, each counted once: those that a fault had asked for, and the others.
-        self.faulted_pages = 0
-        self.pushed_pages = 0
         #: Waits of vCPUs, fault read to page published, in ns.
         self.waits_ns: list[int] = []
 
@@ -50,6 +46,10 @@ class Intake:
         """From now on pages are those of the bitmap; `on_complete` is called, in any thread, when none is missing."""
         self.check_within(missing)
         self._ledger.set_missing(missing)
+        self.resume_goes_on(on_complete)
+
+    def resume_goes_on(self, on_complete: Callable[[], object]) -> None:
+        """Begin in the middle: the ledger knows what is missing; as after `resume_begins`."""
         self._on_complete = on_complete
         self._resumed = True
 
@@ -113,6 +113,11 @@ class Intake:
         with self._waiting_lock:
             self._waiting.setdefault(page, since_ns)
 
+    def waited_for(self) -> list[int]:
+        """Give the pages that vCPUs wait for, one for each fault that has not been answered."""
+        with self._waiting_lock:
+            return list(self._waiting)
+
     def _waited_for(self, pages: PageSet) -> list[int]:
         with self._waiting_lock:
             return [page for page in self._waiting if page in pages]
@@ -128,10 +133,7 @@ class Intake:
 
     def _page_received(self, page: int) -> None:
         """Do what `_received` does, for a single page with contents."""
-        asked_for = self._ledger.page_received(page)
-        with self._counting:
-            self.faulted_pages += asked_for
-            self.pushed_pages += not asked_for
+        self._ledger.page_received(page)
         if page in self._waiting:
             self.publish(page, page + 1)
         if self._ledger.count_published(1):
@@ -145,13 +147,10 @@ class Intake:
         `note_wait` comes before the handler's second look at the ledger, `mark_received` before ours at the waits: one of the two
         sees the other.
 
-        Counted before completion can be told, so that the counts are whole when it is. A page stops being missing only when it is
-        published: told earlier, the script would close the userfaultfd under a thread that still publishes with it.
+        A page stops being missing only when it is published: told earlier, the script would close the userfaultfd under a thread
+        that still publishes with it.
         """
-        asked_for = self._ledger.mark_received(fresh)
-        with self._counting:
-            self.faulted_pages += asked_for
-            self.pushed_pages += fresh.pages - asked_for
+        self._ledger.mark_received(fresh)
         self.publish_ready(fresh.rounded(PUBLISH_UNIT_PAGES, self._total_pages))
         for page in self._waited_for(fresh):
             if self._ledger.is_zero(page):

@@ -9,7 +9,7 @@
 
 Claimed and received are two bits, not one: published on a single bit a page can be seen half-filled (23,641 wrong reads in 291
 iterations of the probe; with two, none). A page is claimed by exactly one filler, under the lock; only that filler marks it
-received, and only then is it published. The bytes lie in any writable buffer, so that they can outlive a daemon.
+received, and only then is it published. The bytes lie in memory that outlives the daemon, and all else follows from them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pagefire.guest_workload.linux.sparse import sparse_zeros
-from pagefire.protocol.pages import PageSet
+from pagefire.protocol.pages import PAGE_BYTES, PageSet
 
 FILLED, MISSING, CLAIMED, RECEIVED, REQUESTED, PUBLISHED = 1, 2, 4, 8, 16, 32
 #: From so many runs on, with fewer pages each than this, one gather of page numbers costs less than a step a run.
@@ -30,10 +30,14 @@ _MANY_RUNS, _SHORT_RUN_PAGES = 16, 64
 class Ledger:
     """The pages of one guest; every method is safe in any thread."""
 
-    def __init__(self, total_pages: int, unit_pages: int = 1) -> None:
-        """Know nothing of any page. They are shown by units of `unit_pages`, each only as a whole: its last page decides."""
+    def __init__(self, total_pages: int, unit_pages: int = 1, states: npt.NDArray[np.uint8] | None = None) -> None:
+        """Know nothing of any page. They are shown by units of `unit_pages`, each only as a whole: its last page decides.
+
+        `states` is memory for it, zeros; or what another ledger knew, and then `adopt` follows.
+        """
         self._unit_pages = unit_pages
-        self.states: npt.NDArray[np.uint8] = sparse_zeros(total_pages)
+        self.states: npt.NDArray[np.uint8] = sparse_zeros(total_pages) if states is None else states
+        self._named = PageSet.empty()
         self._lock = threading.Lock()
         #: Pages named by the bitmap and not yet received and published.
         self.missing = 0
@@ -54,7 +58,40 @@ class Ledger:
     def set_missing(self, pages: PageSet) -> None:
         """Take over the switchover's bitmap; once, while the guest is parked."""
         self._add(pages, MISSING)
+        self._named = pages
         self.missing = pages.pages
+
+    def adopt(self, extents: PageSet) -> None:
+        """Find out what the bytes say that a daemon left which is gone; they are zero outside of `extents`, pages of theirs."""
+        found = []
+        for start, stop in zip(extents.starts.tolist(), extents.stops.tolist(), strict=True):
+            part = self.states[start * PAGE_BYTES : stop * PAGE_BYTES]
+            found.append(np.flatnonzero(part & MISSING) + start * PAGE_BYTES)
+        self._named = PageSet.of_pages(np.concatenate(found)) if found else PageSet.empty()
+        self.missing = self.forget_unfinished().pages
+
+    def forget_unfinished(self) -> PageSet:
+        """The link is gone, and nobody fills or asks for a page any more: gives what is still missing, as if nobody ever had.
+
+        A page that was claimed and not received may be half-filled: it has to come again, whole.
+        """
+        with self._lock:
+            missing = _chosen(self._named, (self.states[self._named.index()] & RECEIVED) == 0)
+            if missing:
+                self.states[missing.index()] &= np.uint8(0xFF ^ (CLAIMED | REQUESTED))
+        return missing
+
+    def received(self) -> tuple[int, int]:
+        """Count the pages that came after the resume: those that a fault had asked for, and the others."""
+        states = self.states[self._named.index()]
+        states = states[(states & RECEIVED) != 0]
+        asked_for = int(np.count_nonzero(states & REQUESTED))
+        return asked_for, states.size - asked_for
+
+    def detach(self) -> None:
+        """The memory of the states is about to go: whoever looks afterwards finds an empty array and no page."""
+        self.states = np.empty(0, np.uint8)
+        self._named = PageSet.empty()
 
     def claim(self, pages: PageSet) -> PageSet:
         """Test and set: gives those pages that nobody had claimed and that the bitmap named; they are the caller's to fill."""
@@ -75,18 +112,15 @@ class Ledger:
                 self.duplicates += 1
         return fresh
 
-    def page_received(self, page: int) -> bool:
-        """The caller has filled a page that it had claimed; tells whether a fault had asked for it."""
+    def page_received(self, page: int) -> None:
+        """The caller has filled a page that it had claimed."""
         with self._lock:
             self.states[page] |= FILLED | RECEIVED
-            return bool(self.states[page] & REQUESTED)
 
-    def mark_received(self, pages: PageSet) -> int:
-        """The caller has filled pages that it had claimed; gives the number of them that a fault had asked for."""
-        where = pages.index()
+    def mark_received(self, pages: PageSet) -> None:
+        """The caller has filled pages that it had claimed."""
         with self._lock:
-            self.states[where] |= RECEIVED
-            return int(np.count_nonzero(self.states[where] & REQUESTED))
+            self.states[pages.index()] |= RECEIVED
 
     def count_published(self, pages: int) -> bool:
         """The caller has published so many pages that it had received; tells, once, that none is missing any more."""

@@ -4,106 +4,119 @@
     -> take over (the other half of the commit point) -> faults and pushes -> every page resident -> aftermath
 
 Until HANDOVER any failure fences the session, ends the shell guest and tells the source, which runs on. After it this host owns the
-guest: a lost link pauses post-copy with all state kept, and vCPUs that need no missing page run on.
+guest: a lost link pauses post-copy with all state kept (postcopy.py), and where a daemon dies its successor adopts the guest and
+goes on there.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import asdict
 
-from pagefire.dest_host.fault_handler import FaultHandler
-from pagefire.dest_host.intake import Intake, percentiles_us
-from pagefire.dest_host.landing import Landing
-from pagefire.dest_host.ledger import Ledger
-from pagefire.dest_host.page_receiver import PageReceiver
-from pagefire.dest_host.publishing import Publisher
-from pagefire.guest_workload.control_block import Owner
+from pagefire.dest_host import aftermath
+from pagefire.dest_host.demand_paging import ARRIVAL, DemandPaging
+from pagefire.dest_host.house import House
+from pagefire.dest_host.journal import Journal, LastWord
+from pagefire.dest_host.link import Link
+from pagefire.dest_host.postcopy import LINK_ERRORS, Postcopy, Taking
+from pagefire.dest_host.session import Session
+from pagefire.guest_workload import keepsake
+from pagefire.guest_workload.control_block import RunState
 from pagefire.guest_workload.guest_config import GuestConfig
 from pagefire.guest_workload.guest_process import GuestProcess
-from pagefire.guest_workload.linux import userfaultfd
 from pagefire.guest_workload.linux.cpu_time import cpu_seconds
-from pagefire.guest_workload.linux.memory_use import memory_use_bytes
 from pagefire.guest_workload.page_digests import PAGE_DIGEST_BYTES, differing_pages
 from pagefire.protocol import negotiation
 from pagefire.protocol.bitmap import decode_bitmap
 from pagefire.protocol.errors import GuestError, LinkLost, PagefireError, RemoteProtocolError
 from pagefire.protocol.messages import (
     Accept,
-    Aftermath,
     ClockProbe,
     ClockReading,
     DigestsCompared,
     Failure,
+    Fenced,
     Handover,
     Hello,
+    Noted,
     Offer,
     PageDigests,
+    Perished,
     Populate,
     Populated,
     Ready,
-    Released,
-    Resident,
     Resumed,
-    RoundReceived,
     Switchover,
     Welcome,
 )
+from pagefire.protocol.ownership import Act, Event, Owner, Ownership
 from pagefire.protocol.pages import PageSet, pages_of
-from pagefire.protocol.state import Role, Status
+from pagefire.protocol.state import Phase, Role, Side, Status
+from pagefire.protocol.transport import runtime_directory
 from pagefire.protocol.transport.clock import machine_identity
 from pagefire.protocol.transport.frame_stream import FrameStream, describe_failure, refusal
 from pagefire.protocol.transport.software import software_name
-from pagefire.protocol.transport.tasks import beside, in_thread, uninterrupted
+from pagefire.protocol.transport.tasks import beside, in_thread
 
 log = logging.getLogger("pagefire.dest")
 
 #: How long the source may stay silent where an answer is due.
 PATIENCE_S = 30.0
-_BUCKET_NS = 10_000_000
-
-
-@dataclass(frozen=True, slots=True)
-class HostLimits:
-    """What this daemon's owner allows a guest that comes here."""
-
-    runtime_dir: Path
-    max_guest_memory_bytes: int
-    guest_cpus: tuple[int, ...]
-    user_workloads: tuple[str, ...]
+#: How long a last word may take to be said and noted; after that the journal keeps it.
+LAST_WORD_S = 1.0
 
 
 class IncomingMigration:
-    """One session. `guest` is set once the shell exists and stays here after a completed migration."""
+    """One session. `guest` is set from the shell on, until it has arrived or is gone."""
 
-    def __init__(
-        self, control: FrameStream, hello: Hello, limits: HostLimits, name_taken: Callable[[str], bool]
-    ) -> None:
-        self.session = os.urandom(16)
-        self.secret = os.urandom(16)
-        self.status = Status.SETUP
-        self.name = hello.name
+    def __init__(self, session: Session, name: str, house: House) -> None:
+        """Use `asked_for` or `adopted`."""
+        self.session = session
+        self.name = name
         self.guest: GuestProcess | None = None
-        self.error: str | None = None
-        self._control = control
-        self._hello = hello
-        self._limits = limits
-        self._name_taken = name_taken
-        self._receivers: list[PageReceiver] = []
-        self._streams = 0
-        self._fault_stream: asyncio.Future[FrameStream] = asyncio.get_running_loop().create_future()
-        self._broken = asyncio.Event()
-        self._break_error: BaseException | None = None
-        self._complete = asyncio.Event()
-        self._round_ends: dict[int, int] = {}
-        self._acknowledged = 0
+        self._house = house
+        self._link: Link | None = None
+        self._hello: Hello | None = None
+        self._offer: Offer | None = None
+        self._status = Status.SETUP
+        self._error: str | None = None
+        self._paging: DemandPaging | None = None
+        self._postcopy: Postcopy | None = None
         self._cpu_before_s = cpu_seconds()
-        self._to_acknowledge: asyncio.Queue[int] = asyncio.Queue()
+        self._loop = asyncio.get_running_loop()
+
+    @classmethod
+    def asked_for(cls, control: FrameStream, hello: Hello, house: House) -> IncomingMigration:
+        """A source has called, with `hello`."""
+        migration = cls(Session.fresh(), hello.name, house)
+        migration._link, migration._hello = Link(control, hello.silence_s), hello
+        return migration
+
+    @classmethod
+    def adopted(cls, guest: GuestProcess, house: House) -> IncomingMigration:
+        """Take up what a daemon that is gone had begun, of a guest whose `ARRIVAL` is kept and which is this host's own.
+
+        Raises GuestError.
+        """
+        found = keepsake.find(guest, ARRIVAL)
+        assert found is not None
+        record, (ledger_fd,) = found
+        session, offer = Session.of_record(record)
+        migration = cls(session, offer.name, house)
+        migration.guest, migration._offer = guest, offer
+        migration._paging = DemandPaging.adopt(guest, ledger_fd, migration._break)
+        return migration
+
+    @property
+    def status(self) -> Status:
+        return self._postcopy.status if self._postcopy is not None else self._status
+
+    @property
+    def error(self) -> str | None:
+        """Why it failed, or is paused."""
+        return self._error or (self._postcopy.error if self._postcopy is not None else None)
 
     @property
     def owns_guest(self) -> bool:
@@ -112,21 +125,27 @@ class IncomingMigration:
     @property
     def missing_pages(self) -> int:
         """Pages that are still only at the source."""
-        return self._ledger.missing if self.owns_guest else 0
+        return self._postcopy.missing_pages if self._postcopy is not None and self.owns_guest else 0
+
+    @property
+    def waiting_pages(self) -> int:
+        """Pages that vCPUs wait for."""
+        return self._postcopy.waiting_pages if self._postcopy is not None and self.owns_guest else 0
 
     async def run(self) -> None:
         """Go through the phases; never raises but for cancellation. `status` and `error` tell how it ended."""
         try:
-            offer = await self._agree()
-            guest = await self._prepare(offer)
-            await self._control.send(Accept(guest.pid, self._setup_s))
-            switchover = await self._receive_rounds()
-            await self._install(switchover)
-            handover_ns = await self._await_handover()
-            self._take_over(guest)
-            await self._control.send(Resumed(handover_ns, guest.control.resumed_at_ns))
-            await self._become_resident(guest)
-            await self._finish(guest, offer, switchover)
+            taking = Taking()
+            if self._hello is not None:
+                offer = await self._agree(self._hello)
+                guest = await self._prepare(offer)
+                await self._control.send(Accept(guest.pid, self._setup_s))
+                await self._house.points.reached("dest-accepted")
+                await self._install(await self._receive_rounds())
+                taking.handover_received_ns = await self._await_handover()
+                await self._house.points.reached("dest-handover")
+            await self._take_over(taking)
+            await self._become_resident(taking)
         except asyncio.CancelledError as error:
             await self._fail(PagefireError("the destination is shutting down"), Status.CANCELLED)
             raise error
@@ -135,38 +154,43 @@ class IncomingMigration:
 
     def join(self, role: Role, stream: FrameStream) -> None:
         """A further connection of this session has been greeted; takes the stream over. Raises RemoteProtocolError."""
-        if self.guest is None or self.status is not Status.ACTIVE:
-            raise RemoteProtocolError("the session takes no further connections now", self.status.value)
-        if role is Role.FAULT:
-            if self._fault_stream.done():
-                raise RemoteProtocolError("a second fault connection")
-            self._fault_stream.set_result(stream)
-            return
-        if len(self._receivers) >= self._streams:
-            raise RemoteProtocolError("more page connections than were agreed on", f"{self._streams} agreed")
-        loop = asyncio.get_running_loop()
-        sock = stream.detach()
-        receiver = PageReceiver(
-            sock,
-            stream.connection,
-            Landing(sock, self.guest.memory, self._ledger),
-            self._intake,
-            on_round_end=lambda number: loop.call_soon_threadsafe(self._round_ended, number),
-            on_end=lambda error: loop.call_soon_threadsafe(self._break, error),
-        )
-        self._receivers.append(receiver)
-        receiver.start()
+        if self._postcopy is not None:
+            self._postcopy.join(role, stream)
+        elif self._link is not None:
+            self._link.join(role, stream)
+
+    def take_up(self, control: FrameStream, peer_silence_s: float) -> bool:
+        """The source asks what became of the session; its connection has been greeted. False: the guest was not taken.
+
+        Then the session is being fenced, whatever is still on its way on the old connection, and the journal answers.
+        """
+        if self._postcopy is not None:
+            self._postcopy.take_up(control, peer_silence_s)
+            return True
+        self._break(LinkLost("the source asks what became of the session"))
+        return False
 
     # -- before the commit point -------------------------------------------------------------------------------------------
 
-    async def _agree(self) -> Offer:
-        version = negotiation.choose_version(self._hello)
-        negotiation.check_capabilities(self._hello.capabilities, "source")
+    @property
+    def _control(self) -> FrameStream:
+        assert self._link is not None
+        return self._link.control
+
+    @property
+    def _ownership(self) -> Ownership:
+        assert self.guest is not None
+        return Ownership(Side.DESTINATION, self.guest.control)
+
+    async def _agree(self, hello: Hello) -> Offer:
+        version = negotiation.choose_version(hello)
+        negotiation.check_capabilities(hello.capabilities, "source")
         await self._control.send(
             Welcome(
-                version, list(negotiation.CAPABILITIES), self.session, self.secret, software_name(), machine_identity()
+                version, list(negotiation.CAPABILITIES), self.session.identity, self.session.secret,
+                software_name(), machine_identity(), self._house.limits.silence_s,
             )
-        )
+        )  # fmt: skip
         while True:
             async with asyncio.timeout(PATIENCE_S):
                 message = (await self._control.receive()).message
@@ -174,8 +198,8 @@ class IncomingMigration:
                 case ClockProbe(sent_ns):
                     await self._control.send(ClockReading(sent_ns, time.monotonic_ns()))
                 case Offer():
-                    negotiation.check_offer(message, self._limits.max_guest_memory_bytes)
-                    if self._name_taken(message.name):
+                    negotiation.check_offer(message, self._house.limits.max_guest_memory_bytes)
+                    if self._house.name_taken(message.name):
                         raise PagefireError(
                             f"a guest named {message.name} is already here", "", "give it another --name"
                         )
@@ -186,7 +210,7 @@ class IncomingMigration:
     async def _prepare(self, offer: Offer) -> GuestProcess:
         """Start a shell of the guest, parked, with every page of its memory under our control."""
         began = time.monotonic()
-        self.name, self._streams = offer.name, offer.streams
+        self.name, self._offer, limits = offer.name, offer, self._house.limits
         config = GuestConfig(
             name=offer.name,
             memory_bytes=offer.memory_bytes,
@@ -198,14 +222,15 @@ class IncomingMigration:
             rate=offer.rate,
             backing=offer.backing,
             shell=True,
-            cpus=self._limits.guest_cpus or None,
-            user_workloads=self._limits.user_workloads,
+            cpus=limits.guest_cpus or None,
+            user_workloads=limits.user_workloads,
         )
-        path = self._limits.runtime_dir / f"in-{self.session.hex()[:8]}.guest"
+        path = runtime_directory.guest_path(limits.runtime_dir, limits.stem, self.session.identity.hex()[:8])
 
         def start() -> GuestProcess:
             # Noted in the thread: a cancellation meanwhile waits for the thread's end, and `_fail` has to find what it started.
             self.guest = GuestProcess.spawn(path, config)
+            self._paging = DemandPaging.begin(self.guest, self.session.record(offer), self._break)
             return self.guest
 
         try:
@@ -215,27 +240,19 @@ class IncomingMigration:
             path.with_suffix(".log").unlink(missing_ok=True)
             raise
         asyncio.get_running_loop().add_reader(guest.pidfd, self._guest_died)
-        unit_pages, total_pages = guest.memory.unit_pages, pages_of(offer.memory_bytes)
-        features = userfaultfd.DEMAND_PAGING if unit_pages == 1 else userfaultfd.DEMAND_PAGING_HUGETLB
-        self._uffd = await in_thread(guest.open_uffd, features, keep=True)
-        self._publisher = Publisher(self._uffd, guest.address, offer.memory_bytes, unit_pages)
-        self._publisher.arm()
-        self._ledger = Ledger(total_pages, unit_pages)
-        if unit_pages > 1:
-            self._ledger.mark_filled(PageSet.span(0, total_pages))  # with zeros: see memfd.create
-        self._intake = Intake(self._ledger, self._publisher, total_pages, unit_pages)
-        self._faults = FaultHandler(
-            self._uffd, guest.address, self._ledger, self._intake, self._publisher, on_error=self._break
-        )
+        assert self._link is not None
+        assert self._paging is not None
+        self._link.admit(offer.streams, guest.memory, self._paging, limits.silence_s)
         self._setup_s = time.monotonic() - began
-        self.status = Status.ACTIVE
+        self._status = Status.ACTIVE
         log.info("guest=%s phase=setup setup_s=%.3f pid=%d", offer.name, self._setup_s, guest.pid)
         return guest
 
     async def _receive_rounds(self) -> Switchover:
         """Let pages land and acknowledge rounds until the guest stands still at the source."""
+        assert self._link is not None
         while True:
-            arrival = await beside(self._control.receive(), self._acknowledge_rounds(), self._watch())
+            arrival = await beside(self._control.receive(), self._link.acknowledge_rounds(), self._link.watch())
             match arrival.message:
                 case Populate(pages):
                     await self._populate(pages)
@@ -248,42 +265,49 @@ class IncomingMigration:
     async def _populate(self, pages: PageSet) -> None:
         """Take memory for pages that are announced; holes that have it count as filled, with zeros."""
         assert self.guest is not None
-        self._intake.check_within(pages)
+        assert self._paging is not None
+        self._paging.intake.check_within(pages)
         if self.guest.memory.unit_pages == 1:
             for start, stop in zip(pages.starts.tolist(), pages.stops.tolist(), strict=True):
                 await in_thread(self.guest.memory.populate, start, stop)
-            self._ledger.mark_filled(pages)
+            self._paging.ledger.mark_filled(pages)
         await self._control.send(Populated())
 
     async def _install(self, switchover: Switchover) -> None:
         """Make the guest ready to run here: its registers, and what is still missing of its memory."""
-        assert self.guest is not None
-        self.status = Status.DEVICE
-        if switchover.last_round not in (self._acknowledged, self._acknowledged + 1) or not self._fault_stream.done():
+        link, paging, guest = self._link, self._paging, self.guest
+        assert link is not None
+        assert paging is not None
+        assert guest is not None
+        self._status = Status.DEVICE
+        await self._house.points.reached("dest-switchover")
+        if switchover.last_round not in (link.acknowledged, link.acknowledged + 1) or not link.has_fault_connection:
             raise RemoteProtocolError("the source switches over before its pages have arrived")
-        self._intake.check_within(switchover.hot)
+        paging.intake.check_within(switchover.hot)
         began = time.monotonic()
         registers = self._switchover_payload[: switchover.registers_bytes]
-        if len(registers) != self.guest.control.registers.nbytes:
+        if len(registers) != guest.control.registers.nbytes:
             raise RemoteProtocolError(
                 "the checkpoint is of another number of vCPUs", f"{len(registers)} bytes of registers"
             )
-        missing = self._missing(switchover, pages_of(self.guest.memory.size_bytes))
+        missing = self._missing(switchover, pages_of(guest.memory.size_bytes))
         if missing.pages != switchover.remaining_pages:
             raise RemoteProtocolError("the bitmap holds another number of pages than announced", f"{missing.pages}")
         if missing & switchover.hot:
             raise RemoteProtocolError("the bitmap names pages that the switchover calls present")
         decoded = time.monotonic()
         # The drain: a page of the last round that came later than this could land on one that was already refreshed.
-        while self._acknowledged < switchover.last_round:
-            await beside(self._acknowledge_round(), self._watch())
+        while link.acknowledged < switchover.last_round:
+            await beside(link.acknowledge_round(), link.watch())
         drained = time.monotonic()
-        loop = asyncio.get_running_loop()
-        self.guest.control.install_registers(registers)
-        self.guest.control.stop_at = switchover.stop_at
-        self._intake.resume_begins(missing, lambda: loop.call_soon_threadsafe(self._complete.set))
-        self._intake.publish_ready(switchover.hot)
-        self._faults.start()
+        guest.control.install_registers(registers)
+        guest.control.stop_at = switchover.stop_at
+        paging.intake.resume_begins(missing, self._completed)
+        paging.intake.publish_ready(switchover.hot)
+        paging.faults.start()
+        # From READY on the source may hand over: whoever finds this guest without a daemon has to answer for the session.
+        guest.control.session = self.session.identity
+        await self._house.points.reached("dest-installed")
         await self._control.send(Ready(decoded - began, drained - decoded, time.monotonic() - drained))
 
     def _missing(self, switchover: Switchover, total_pages: int) -> PageSet:
@@ -301,13 +325,15 @@ class IncomingMigration:
     async def _await_handover(self) -> int:
         """Answer digests if they are asked for; gives when HANDOVER came."""
         assert self.guest is not None
+        assert self._link is not None
+        assert self._paging is not None
         while True:
-            arrival = await beside(self._control.receive(), self._watch())
+            arrival = await beside(self._control.receive(), self._link.watch())
             match arrival.message:
                 case Handover():
                     return time.monotonic_ns()
                 case PageDigests(pages):
-                    self._intake.check_within(pages)
+                    self._paging.intake.check_within(pages)
                     digests = await self._control.receive_payload(arrival.payload_bytes)
                     if len(digests) != pages.pages * PAGE_DIGEST_BYTES:
                         raise RemoteProtocolError("the number of digests is not that of their pages")
@@ -316,174 +342,120 @@ class IncomingMigration:
                 case Failure() as failure:
                     raise refusal(failure)
 
-    def _take_over(self, guest: GuestProcess) -> None:
+    async def _take_over(self, taking: Taking) -> None:
+        """Own the guest and let it run: after HANDOVER, or where a daemon that is gone had taken it."""
+        guest, paging, offer, points = self.guest, self._paging, self._offer, self._house.points
+        assert guest is not None
+        assert paging is not None
+        assert offer is not None
         # The commit point, this side's half. HANDOVER says that the source has relinquished the guest and will not run it again;
-        # `owner` is written here before a vCPU is unparked, so that whoever looks at the two control blocks never sees two owners.
-        guest.control.owner = Owner.OWNER
-        guest.control.resume()
-        self.status = Status.POSTCOPY_ACTIVE
+        # OWNER is written before a vCPU is unparked, so that whoever looks at the two control blocks never sees two owners.
+        if self._hello is not None:
+            assert self._ownership.on(Event.HANDOVER) is Act.RUN
+            await points.reached("dest-owner")
+            guest.control.resume()
+        else:
+            assert self._ownership.on(Event.RESTARTED) is Act.RUN
+            if guest.control.run_state is RunState.PAUSE:
+                guest.control.resume()
+            paging.intake.resume_goes_on(self._completed)
+            paging.faults.start()
+            await in_thread(paging.wake_all)
+            asyncio.get_running_loop().add_reader(guest.pidfd, self._guest_died)
+        taking.resumed_ns = guest.control.resumed_at_ns
+        self._postcopy = Postcopy(self.session, guest, offer, paging, self._ownership, taking, self._house)
 
     # -- after the commit point --------------------------------------------------------------------------------------------
 
-    async def _become_resident(self, guest: GuestProcess) -> None:
-        """Serve faults and take pushed pages until none is missing, then let the guest run without us."""
-        if self._ledger.missing:
-            faults = self._fault_stream.result()
-            landing = Landing(faults.sock, guest.memory, self._ledger)
+    def _completed(self) -> None:
+        """Hear, in any thread, that no page is missing."""
+        assert self._postcopy is not None
+        self._loop.call_soon_threadsafe(self._postcopy.completed)
+
+    async def _become_resident(self, taking: Taking) -> None:
+        """Stay until no page is missing, tell the source, see how the guest fares, and give it to the daemon."""
+        postcopy, guest, offer = self._postcopy, self.guest, self._offer
+        assert postcopy is not None
+        assert guest is not None
+        assert offer is not None
+        if self._link is not None:
             try:
-                await beside(
-                    self._completion(),
-                    self._faults.fetch(faults),
-                    self._faults.receive(faults, landing),
-                    self._watch(),
-                )
-            except LinkLost as lost:
-                await self._pause_postcopy(lost)
-            finally:
-                landing.close()
-        self._publisher.disarm()
-        self._faults.stop()
-        os.close(self._uffd)
-        await in_thread(guest.close_uffd)
-        await self._control.send(
-            Resident(
-                time.monotonic_ns(),
-                pushed_pages=self._intake.pushed_pages,
-                faulted_pages=self._intake.faulted_pages,
-                duplicate_pages=self._ledger.duplicates,
-                minor_faults=self._faults.minor_faults,
-                fault_us=percentiles_us(self._intake.waits_ns),
-                blocktime_s=sum(self._intake.waits_ns) / 1e9,
-            )
-        )
-        log.info("guest=%s phase=resident", self.name)
-
-    async def _pause_postcopy(self, lost: LinkLost) -> None:
-        """The link is gone and pages are missing: keep everything, serve what is here, wait."""
-        self.status = Status.POSTCOPY_PAUSED
-        self.error = f"{self._ledger.missing} pages are still at the source and the link is lost: {lost}"
-        log.error("guest=%s status=postcopy-paused missing_pages=%d why=%s", self.name, self._ledger.missing, lost)
-        await self._complete.wait()
-
-    async def _finish(self, guest: GuestProcess, offer: Offer, switchover: Switchover) -> None:
-        """Let the source free its copy, watch the guest for a while, tell how it fared."""
-        self.status = Status.COMPLETED
-        await self._control.expect(Released, PATIENCE_S)
+                await self._control.send(Resumed(taking.handover_received_ns, taking.resumed_ns))
+            except LINK_ERRORS as lost:
+                self._link.break_off(lost)
+        self._link = await postcopy.run(self._link)
         if small := await in_thread(guest.give_back_huge_mappings):
             log.warning("guest=%s granules_left_small=%d", self.name, small)
-        cpu_dest_s, cpu_guest_s = cpu_seconds() - self._cpu_before_s, cpu_seconds(guest.pid)
-        (own_bytes, tables_bytes), (_, guest_tables_bytes) = memory_use_bytes(), memory_use_bytes(guest.pid)
-        await asyncio.sleep(offer.settle_s)
-        control = guest.control
-        until_ns = time.monotonic_ns() // _BUCKET_NS * _BUCKET_NS
-        since_ns = control.resumed_at_ns // _BUCKET_NS * _BUCKET_NS
-        buckets = control.buckets(since_ns, until_ns)
-        first_commits_ns, commits_here = control.first_commits_ns(), control.commits()
-        pause_s, problems, committed = 0.0, list[str](), -1
-        if offer.check:
-            pause_s, commits_here, problems, committed = await self._check(guest)
-        await self._control.send(
-            Aftermath(
-                first_commits_ns=first_commits_ns.tolist(),
-                buckets_since_ns=since_ns,
-                buckets=buckets.tolist(),
-                cpu_dest_s=cpu_dest_s,
-                cpu_guest_s=cpu_guest_s,
-                dest_own_bytes=own_bytes,
-                dest_tables_bytes=tables_bytes,
-                guest_tables_bytes=guest_tables_bytes,
-                checked=offer.check,
-                check_problems=problems,
-                committed_in_memory=committed,
-                commits_here=commits_here,
-                check_pause_s=pause_s,
-            )
-        )
-        log.info("guest=%s status=completed problems=%d", self.name, len(problems))
-        self._close_connections()
-
-    async def _check(self, guest: GuestProcess) -> tuple[float, int, list[str], int]:
-        """Pause the guest and let its workload look for what should not be.
-
-        Gives the pause in seconds, the commits that the vCPUs counted here, the problems, the commits that guest memory holds.
-        """
-        began = time.monotonic()
-        guest.control.request_pause()
-        try:
-            await in_thread(guest.control.wait_parked, None)
-            commits_here = guest.control.commits()
-            found = await in_thread(guest.check)
-        finally:
-            guest.control.resume()
-        return time.monotonic() - began, commits_here, list(found.problems), found.committed
+        told = await aftermath.watch(guest, offer, self._cpu_before_s) if self._link is not None else None
+        self._let_go()
+        self._house.arrived(guest)
+        if told is not None:
+            try:
+                await self._control.send(told)
+            except LINK_ERRORS as lost:
+                log.warning("guest=%s the source did not hear how it fared: %s", self.name, lost)
+            log.info("guest=%s status=completed problems=%d", self.name, len(told.check_problems))
+        self._close_link()
+        assert self._paging is not None
+        self._paging.close()
 
     # -- the failure exit --------------------------------------------------------------------------------------------------
 
     async def _fail(self, error: BaseException, status: Status) -> None:
         """The one way out of a failure. The owner decides: not taken, then nothing stays here; taken, then the guest does."""
-        self.error = str(error)
+        self._error = str(error)
         log.error("guest=%s phase=%s failed why=%s", self.name, self.status.value, error)
         if not isinstance(error, PagefireError | OSError | TimeoutError | asyncio.CancelledError):
             log.exception("guest=%s unexpected", self.name, exc_info=error)
-        if self.owns_guest:
-            if self.status is not Status.COMPLETED:
-                self.status = status
-            self._close_connections()
-            return
-        self.status = status
-        if self.guest is not None:
-            # Fenced before the source hears of it: a HANDOVER that is already on its way finds nobody who would take it.
-            self.guest.control.owner = Owner.FENCED
-        try:
-            async with asyncio.timeout(1.0):
-                await self._control.send(describe_failure(error, status.value))
-        except (PagefireError, TimeoutError):
-            pass
-        self._close_connections()
-        if self.guest is not None:
-            guest, self.guest = self.guest, None
-            asyncio.get_running_loop().remove_reader(guest.pidfd)
-            if hasattr(self, "_faults"):
-                self._faults.stop()
-                os.close(self._uffd)
+        if self._postcopy is not None:
+            self._link = self._postcopy.link
+        guest, completed = self.guest, self.status is Status.COMPLETED
+        self._status, self._postcopy = (Status.COMPLETED if completed else status), None
+        if guest is not None and self.owns_guest:
+            if guest.alive:
+                self._close_link()
+                return
+            if not completed:
+                await self._last_word(LastWord(self.session.secret, "perished", why=self._error))
+        elif guest is not None and self._link is not None and self._control.connection.phase is Phase.READY:
+            self._ownership.on(Event.FAILED)
+            told = asdict(describe_failure(error, status.value))
+            await self._last_word(LastWord(self.session.secret, "fenced", **told))
+        else:
+            if guest is not None:
+                self._ownership.on(Event.FAILED)
+            await self._say(describe_failure(error, status.value))
+        self._close_link()
+        if guest is not None:
+            self._let_go()
+            if self._paging is not None:
+                self._paging.close()
             await in_thread(guest.terminate)
 
-    def _close_connections(self) -> None:
-        self._control.close()
-        if self._fault_stream.done():
-            self._fault_stream.result().close()
-        # Each once: its pipes are closed with it, and the numbers may be somebody else's by the next call.
-        while self._receivers:
-            self._receivers.pop().abort()
+    async def _last_word(self, last: LastWord) -> None:
+        """Write down how the session ended, say it, and forget it again when the source has noted it."""
+        journal = self._house.journal
+        await in_thread(journal.write, self.session.identity, last)
+        await self._house.points.reached("dest-last-word")
+        if self._link is not None and await say_last_word(self._control, last):
+            journal.forget(self.session.identity)
 
-    def close(self) -> None:
-        """Free what a completed migration held; the guest stays."""
-        self._close_connections()
+    async def _say(self, failure: Failure) -> None:
+        try:
+            async with asyncio.timeout(LAST_WORD_S):
+                await self._control.send(failure)
+        except (PagefireError, TimeoutError):
+            pass
 
-    def _round_ended(self, number: int) -> None:
-        """A page connection has brought the round's marker; the last of them acknowledges the round."""
-        self._round_ends[number] = self._round_ends.get(number, 0) + 1
-        if self._round_ends[number] == self._streams:
-            del self._round_ends[number]
-            self._to_acknowledge.put_nowait(number)
+    def _close_link(self) -> None:
+        if self._link is not None:
+            self._link.close()
 
-    async def _acknowledge_rounds(self) -> None:
-        while True:
-            await self._acknowledge_round()
-
-    async def _acknowledge_round(self) -> None:
-        """Wait until a round is here and say so. A Switchover may come meanwhile: a frame that was begun is sent to its end."""
-        number = await self._to_acknowledge.get()
-        self._acknowledged = number
-        await uninterrupted(self._control.send(RoundReceived(number)))
-
-    async def _completion(self) -> None:
-        await self._complete.wait()
-
-    async def _watch(self) -> None:
-        await self._broken.wait()
-        assert self._break_error is not None
-        raise self._break_error
+    def _let_go(self) -> None:
+        """The guest is somebody else's from now on, or nobody's."""
+        assert self.guest is not None
+        asyncio.get_running_loop().remove_reader(self.guest.pidfd)
+        self.guest = None
 
     def _guest_died(self) -> None:
         assert self.guest is not None
@@ -492,5 +464,36 @@ class IncomingMigration:
 
     def _break(self, error: BaseException) -> None:
         """Something besides the control connection failed: whatever the script waits for now ends with this error."""
-        self._break_error = self._break_error or error
-        self._broken.set()
+        if self._postcopy is not None:
+            self._postcopy.failed(error)
+        elif self._link is not None:
+            self._link.break_off(error)
+
+
+async def say_last_word(control: FrameStream, last: LastWord) -> bool:
+    """Say how a session ended; True when the source has noted it. What it had sent before it heard is read and ignored."""
+    message = Fenced(last.outcome, last.what, last.why, last.do) if last.word == "fenced" else Perished(last.why)
+    try:
+        async with asyncio.timeout(LAST_WORD_S):
+            await control.send(message)
+            while True:
+                arrival = await control.receive()
+                await control.receive_payload(arrival.payload_bytes)
+                if isinstance(arrival.message, Noted | Failure):
+                    return True
+    except (PagefireError, TimeoutError):
+        return False
+
+
+def fence(guest: GuestProcess, journal: Journal) -> None:
+    """Give up a shell that a daemon left which is gone: not taken, and never will be. Blocks; the shell has ended afterwards."""
+    assert Ownership(Side.DESTINATION, guest.control).on(Event.RESTARTED) is Act.SAY_FENCED
+    found = keepsake.find(guest, ARRIVAL)
+    if found is not None and guest.control.session != bytes(len(guest.control.session)):
+        session, _ = Session.of_record(found[0])
+        why = "its daemon ended before the guest was handed over"
+        journal.write(
+            session.identity,
+            LastWord(session.secret, "fenced", "failed", "the destination has not taken the guest", why),
+        )
+    guest.terminate()

@@ -24,6 +24,7 @@ import numpy.typing as npt
 
 from pagefire.guest_workload.linux import futex, memfd
 from pagefire.protocol.errors import GuestError, UsageError
+from pagefire.protocol.ownership import Owner
 
 MAGIC = b"PAGEFIRE"
 VERSION = 2
@@ -40,6 +41,7 @@ AT_DOORBELL = 72  # u32, a futex word
 AT_CLAIMED = 76  # u32: who does the errand: nobody (0), one vCPU (its number + 1) or EVERY_VCPU
 AT_OWNER = 128  # u32
 AT_SESSION = 144  # 16 bytes
+SESSION_BYTES = 16
 AT_STOP_AT = 192  # u64 transactions per vCPU; 0: never
 AT_INTERVAL = 200  # u64 ns between two transactions of a vCPU; 0: unpaced
 AT_THROTTLE = 208  # u64 ns that a vCPU sleeps after each 10 ms bucket; reserved for auto-converge
@@ -90,15 +92,6 @@ class RunState(enum.IntEnum):
     PAUSE = 0
     RUN = 1
     EXIT = 2
-
-
-class Owner(enum.IntEnum):
-    """Which part this host has in the guest. Only OWNER may resume."""
-
-    NONE = 0
-    OWNER = 1
-    RELINQUISHED = 2
-    FENCED = 3
 
 
 class VcpuState(enum.IntEnum):
@@ -216,12 +209,15 @@ class ControlBlock:
 
     @property
     def session(self) -> bytes:
-        """Which migration session wrote `owner`: 16 bytes, zeros when none did."""
-        return self._bytes[AT_SESSION : AT_SESSION + 16].tobytes()
+        """Which migration session the owner word is about: 16 bytes, zeros where there was none.
+
+        Written before the word; at the destination before READY, from which on the guest may be handed over.
+        """
+        return self._bytes[AT_SESSION : AT_SESSION + SESSION_BYTES].tobytes()
 
     @session.setter
     def session(self, session: bytes) -> None:
-        self._bytes[AT_SESSION : AT_SESSION + 16] = np.frombuffer(session, np.uint8, 16)
+        self._bytes[AT_SESSION : AT_SESSION + SESSION_BYTES] = np.frombuffer(session, np.uint8, SESSION_BYTES)
 
     @property
     def stop_at(self) -> int:

@@ -18,17 +18,19 @@ import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import psutil
 
 from pagefire.guest_workload import channel, jit_cache, registry
-from pagefire.guest_workload.control_block import ControlBlock
+from pagefire.guest_workload.control_block import SESSION_BYTES, ControlBlock, RunState
 from pagefire.guest_workload.guest_config import Backing, GuestConfig
 from pagefire.guest_workload.layout import Layout
 from pagefire.guest_workload.linux import memfd, scheduling, userfaultfd
 from pagefire.protocol.errors import FeatureMissing, GuestError, PagefireError, UsageError
+from pagefire.protocol.ownership import Owner
 from pagefire.protocol.pages import GRANULE_BYTES, PAGE_BYTES
 
 if TYPE_CHECKING:
@@ -165,8 +167,23 @@ class Server:
                 except OSError as error:
                     print(f"host=lost error={error!r}", file=sys.stderr, flush=True)
             self._drop_errand()
-            if self._guest is None:
-                return  # its host died before there was a guest: nobody could ever find this process
+            # A host that died before there was a guest: nobody could ever find this process.
+            if self._guest is None or not self._outlives_its_host(self._guest):
+                path = Path(listener.getsockname())
+                path.unlink(missing_ok=True)
+                path.with_suffix(".log").unlink(missing_ok=True)
+                return
+
+    def _outlives_its_host(self, guest: Guest) -> bool:
+        """The host is gone without a word: go on by what the owner word says; False when nobody will ask for this guest again.
+
+        OWNER means that no other host may run the guest, so one that was paused just then (a stun, a check) goes on: a daemon that
+        dies costs a stun and no outage. A shell that was never READY cannot have been handed over: the source knows that too.
+        """
+        control = guest.control
+        if control.owner is Owner.OWNER and control.run_state is RunState.PAUSE:
+            control.resume()
+        return not (guest.config.shell and control.owner is Owner.NONE and control.session == bytes(SESSION_BYTES))
 
     def _serve_host(self, connection: socket.socket) -> bool:
         while (received := channel.receive(connection)) is not None:

@@ -7,8 +7,13 @@ import asyncio
 from pagefire.guest_workload.control_block import ControlBlock
 
 
-async def run_to(control: ControlBlock, steps: int, *, wait: bool = True) -> None:
-    """Let each vCPU run until it has done `steps` transactions since it was born, and wait there until all have."""
+async def run_to(control: ControlBlock, steps: int, *, wait: bool = True, unpaced: bool = False) -> None:
+    """Let each vCPU run until it has done `steps` transactions since it was born, and wait there until all have.
+
+    `unpaced`: as fast as it can, whatever its rate was. What it does does not depend on that.
+    """
+    if unpaced:
+        control.interval_ns = 0
     control.stop_at = steps
     while wait and not control.all_finished():
         await asyncio.sleep(0.005)

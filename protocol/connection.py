@@ -29,7 +29,7 @@ from pagefire.protocol.messages import (
     Welcome,
     ZeroPages,
 )
-from pagefire.protocol.state import CONTROL, STREAMS, WITH_PAYLOAD, Phase, Role, Side
+from pagefire.protocol.state import AFTER_WELCOME, CONTROL, STREAMS, WITH_PAYLOAD, Phase, Role, Side
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,20 +85,20 @@ class Connection:
         _check_size(message, payload_bytes)
         if isinstance(message, Hello):
             self.role = self._role_of(message)
-        if self.role in (None, Role.CONTROL) or self.phase in (Phase.GREETING, Phase.JOINING):
+        if self.role not in (Role.PAGES, Role.FAULT) or self.phase in (Phase.GREETING, Phase.JOINING):
             following = CONTROL.get((self.phase, sender), {}).get(kind)
             if following is None:
                 raise ValueError(f"not by the {sender.value} in phase {self.phase.value}")
-            streaming = isinstance(message, Welcome) and self.role is not Role.CONTROL
-            self.phase = Phase.ACTIVE if streaming else following
+            self.phase = AFTER_WELCOME[self._known_role] if isinstance(message, Welcome) else following
         elif self.phase is Phase.OVER:
             raise ValueError(f"not by the {sender.value} in phase {self.phase.value}")
         elif kind is Failure:
             self.phase = Phase.OVER
-        elif kind not in STREAMS[self._stream_role(), sender]:
-            raise ValueError(f"not by the {sender.value} on a {self._stream_role().value} connection")
+        elif kind not in STREAMS[self._known_role, sender]:
+            raise ValueError(f"not by the {sender.value} on a {self._known_role.value} connection")
 
-    def _stream_role(self) -> Role:
+    @property
+    def _known_role(self) -> Role:
         assert self.role is not None
         return self.role
 

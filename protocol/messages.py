@@ -41,7 +41,8 @@ class Message:
 class Hello(Message):
     """First on every connection, from the source. `session` and `secret` are empty on the control connection, which begins one.
 
-    role: control, pages or fault. index numbers the page connections from 0.
+    role: control, recovery (takes up a session again), pages or fault. index numbers the page connections from 0. `silence_s`:
+    after how long without a word the sender gives the peer up, which speaks up (`Alive`) four times as often.
     """
 
     kind = 1
@@ -53,6 +54,7 @@ class Hello(Message):
     secret: bytes
     software: str
     name: str
+    silence_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,7 @@ class Welcome(Message):
     secret: bytes
     software: str
     machine: str
+    silence_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +140,13 @@ class Populated(Message):
     """The memory has been taken."""
 
     kind = 9
+
+
+@dataclass(frozen=True, slots=True)
+class Alive(Message):
+    """Nothing to say, but here: so that silence means something."""
+
+    kind = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,6 +242,45 @@ class Resumed(Message):
     kind = 37
     handover_received_ns: int
     resumed_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Taken(Message):
+    """The answer to a recovery: the destination has the guest. Payload: the compacted bitmap of the pages that it still misses.
+
+    Times are of its clock, as in `Resumed`; 0 where a daemon that was restarted does not know them.
+    """
+
+    kind = 38
+    remaining_pages: int
+    handover_received_ns: int
+    resumed_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Fenced(Message):
+    """The destination has not taken the guest and never will, in a person's words: the guest is the source's again."""
+
+    kind = 39
+    outcome: str
+    what: str
+    why: str
+    do: str
+
+
+@dataclass(frozen=True, slots=True)
+class Noted(Message):
+    """The source has noted the destination's last word (`Fenced`, `Perished`), which may forget the session."""
+
+    kind = 40
+
+
+@dataclass(frozen=True, slots=True)
+class Perished(Message):
+    """The destination had taken the guest, and its process has ended there."""
+
+    kind = 41
+    why: str
 
 
 @dataclass(frozen=True, slots=True)

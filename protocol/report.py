@@ -285,7 +285,8 @@ class MigrationReport:
     full residency. resident_after_s: resume until the last page is at the destination. wire_bytes: everything that the source
     sent for this migration, frames included, TCP/IP headers not. throughput_Bps: wire bytes of the pre-copy rounds over their time.
     stun_pages: sent while the guest stood still, in no round and not after it (pre-copy: all that was left; hybrid: the hot ones).
-    dirty_pages_per_s: pages written during the last pre-copy round over its time.
+    dirty_pages_per_s: pages written during the last pre-copy round over its time. recoveries: how often the link was lost after the
+    resume and found again; paused_s: for how long there was none.
     """
 
     outcome: str = "active"
@@ -316,6 +317,8 @@ class MigrationReport:
     bitmap: Bitmap | None = None
     swap: Swap | None = None
     postcopy: Postcopy | None = None
+    recoveries: int = 0
+    paused_s: float | None = None
     wire_bytes: int = 0
     throughput_Bps: float | None = None
     dirty_pages_per_s: float | None = None

@@ -3,6 +3,9 @@
 A phase is what both ends agree on after the messages so far. The table maps (phase, who sends) to the messages that may be sent
 and the phase that each leads to; whoever breaks it is told by name. Page and fault connections have fixed sets instead, because
 their messages have no order of their own. The names of a migration's status are QEMU's, see `Status`.
+
+A recovery connection is a control connection that begins in the middle: the source asks what became of a session, and where the
+destination has the guest the two go on after the resume.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ class Role(enum.Enum):
     """What a connection carries."""
 
     CONTROL = "control"
+    RECOVERY = "recovery"
     PAGES = "pages"
     FAULT = "fault"
 
@@ -39,6 +43,7 @@ class Status(enum.Enum):
     DEVICE = "device"
     POSTCOPY_ACTIVE = "postcopy-active"
     POSTCOPY_PAUSED = "postcopy-paused"
+    POSTCOPY_RECOVER = "postcopy-recover"
     COMPLETED = "completed"
     FAILED = "failed"
     CANCELLING = "cancelling"
@@ -57,6 +62,8 @@ class Phase(enum.Enum):
     SWITCHING = "switching"
     READY = "ready"
     COMMITTED = "committed"
+    ASKED = "asked"
+    SETTLED = "settled"
     POSTCOPY = "postcopy"
     RESIDENT = "resident"
     RELEASED = "released"
@@ -65,8 +72,15 @@ class Phase(enum.Enum):
 
 _S, _D = Side.SOURCE, Side.DESTINATION
 
-#: (phase, sender) -> message -> phase afterwards. HANDOVER is the commit point's only trace on the wire. A Failure of the
-#: destination that crosses it says "not taken, session fenced": the one answer that makes the source the owner again.
+#: Where a connection of each role stands after `Welcome`.
+AFTER_WELCOME = {
+    Role.CONTROL: Phase.SETUP,
+    Role.RECOVERY: Phase.ASKED,
+    Role.PAGES: Phase.ACTIVE,
+    Role.FAULT: Phase.ACTIVE,
+}
+#: (phase, sender) -> message -> phase afterwards. HANDOVER is the commit point's only trace on the wire. From READY on the
+#: destination does not fail, it fences: its answer may cross HANDOVER, and is the one that makes the source the owner again.
 CONTROL: dict[tuple[Phase, Side], dict[type[m.Message], Phase]] = {
     (Phase.GREETING, _S): {m.Hello: Phase.JOINING},
     (Phase.JOINING, _D): {m.Welcome: Phase.SETUP},
@@ -77,15 +91,28 @@ CONTROL: dict[tuple[Phase, Side], dict[type[m.Message], Phase]] = {
     (Phase.ACTIVE, _D): {m.RoundReceived: Phase.ACTIVE},
     (Phase.POPULATING, _D): {m.Populated: Phase.ACTIVE},
     (Phase.SWITCHING, _D): {m.RoundReceived: Phase.SWITCHING, m.Ready: Phase.READY},
-    (Phase.READY, _S): {m.PageDigests: Phase.READY, m.Handover: Phase.COMMITTED},
-    (Phase.READY, _D): {m.DigestsCompared: Phase.READY},
-    (Phase.COMMITTED, _D): {m.Resumed: Phase.POSTCOPY, m.Failure: Phase.OVER},
-    (Phase.POSTCOPY, _D): {m.Resident: Phase.RESIDENT},
+    (Phase.READY, _S): {m.PageDigests: Phase.READY, m.Handover: Phase.COMMITTED, m.Failure: Phase.OVER},
+    (Phase.READY, _D): {m.DigestsCompared: Phase.READY, m.Fenced: Phase.SETTLED},
+    (Phase.COMMITTED, _D): {m.Resumed: Phase.POSTCOPY, m.Fenced: Phase.SETTLED, m.Perished: Phase.SETTLED},
+    (Phase.ASKED, _D): {
+        m.Taken: Phase.POSTCOPY,
+        m.Fenced: Phase.SETTLED,
+        m.Perished: Phase.SETTLED,
+        m.Failure: Phase.OVER,
+    },
+    # The destination has said its last word. What the source had sent before it heard it is read and ignored.
+    (Phase.SETTLED, _S): {
+        m.PageDigests: Phase.SETTLED,
+        m.Handover: Phase.SETTLED,
+        m.Failure: Phase.OVER,
+        m.Noted: Phase.OVER,
+    },
+    (Phase.POSTCOPY, _D): {m.Resident: Phase.RESIDENT, m.Perished: Phase.SETTLED},
     (Phase.RESIDENT, _S): {m.Released: Phase.RELEASED},
     (Phase.RELEASED, _D): {m.Aftermath: Phase.OVER},
 }
-#: Where either side may still end the migration and the guest stays at the source.
-BEFORE_COMMIT = frozenset(
+#: Where the guest is the source's whatever happens, and either side may end the migration by `Failure`.
+MAY_FAIL = frozenset(
     {
         Phase.GREETING,
         Phase.JOINING,
@@ -94,12 +121,28 @@ BEFORE_COMMIT = frozenset(
         Phase.ACTIVE,
         Phase.POPULATING,
         Phase.SWITCHING,
-        Phase.READY,
     }
 )
-for _phase in BEFORE_COMMIT:
-    for _side in Side:
+#: Where both sides say `Alive` while they have nothing else to say.
+MAY_BE_LONG = frozenset(
+    {
+        Phase.ACTIVE,
+        Phase.POPULATING,
+        Phase.SWITCHING,
+        Phase.READY,
+        Phase.COMMITTED,
+        Phase.ASKED,
+        Phase.SETTLED,
+        Phase.POSTCOPY,
+        Phase.RESIDENT,
+        Phase.RELEASED,
+    }
+)
+for _side in Side:
+    for _phase in MAY_FAIL:
         CONTROL.setdefault((_phase, _side), {})[m.Failure] = Phase.OVER
+    for _phase in MAY_BE_LONG:
+        CONTROL.setdefault((_phase, _side), {})[m.Alive] = _phase
 
 #: What the other connections carry once they have been greeted.
 STREAMS: dict[tuple[Role, Side], frozenset[type[m.Message]]] = {
@@ -110,4 +153,4 @@ STREAMS: dict[tuple[Role, Side], frozenset[type[m.Message]]] = {
 }
 
 #: Messages that may bring a payload.
-WITH_PAYLOAD: frozenset[type[m.Message]] = frozenset({m.Pages, m.Switchover, m.PageDigests})
+WITH_PAYLOAD: frozenset[type[m.Message]] = frozenset({m.Pages, m.Switchover, m.PageDigests, m.Taken})

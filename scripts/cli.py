@@ -10,8 +10,9 @@ import json
 import signal
 import sys
 from datetime import datetime
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import psutil
 import typer
@@ -21,10 +22,14 @@ from pagefire.protocol.errors import PagefireError, UsageError
 from pagefire.protocol.transport import runtime_directory
 from pagefire.protocol.transport.control_socket import request
 from pagefire.protocol.units import parse_duration, parse_size
+from pagefire.scripts import finding
 from pagefire.scripts import options as o
 from pagefire.scripts.compare_options import CompareOptions
 from pagefire.scripts.option_groups import takes_groups
 from pagefire.scripts.trace_options import TrialOptions
+
+if TYPE_CHECKING:
+    from pagefire.scripts.host_daemon import Incoming
 
 app = typer.Typer(
     help="Live migration of a running guest between two daemons, measured.",
@@ -40,23 +45,22 @@ def dest(
     listen: Annotated[
         str, typer.Option("--listen", help="HOST:PORT for every connection; port 0 takes a free one.")
     ] = ("127.0.0.1:7700"),
-    max_guest_memory: Annotated[
-        str | None, typer.Option("--max-guest-memory", help="The largest guest taken in [default: this host's memory].")
-    ] = None,
+    max_guest_memory: o.MaxGuestMemory = None,
+    adopt: o.Adopt = False,
+    link_timeout: o.LinkTimeout = "10s",
     runtime_dir: o.RuntimeDir = None,
     allow_workload: o.UserWorkloads = None,
     cpus_dest: o.CpusDest = None,
     cpus_guest: o.CpusGuest = None,
 ) -> None:
-    """Start a destination daemon: it takes guests in."""
-    from pagefire.dest_host.daemon import make_daemon
+    """Start a daemon that takes guests in; a guest that has come can be migrated on."""
     from pagefire.protocol.transport.daemon import run_daemon
+    from pagefire.scripts.host_daemon import make_daemon
 
-    limit_bytes = parse_size(max_guest_memory) if max_guest_memory is not None else psutil.virtual_memory().total
-    directory = runtime_dir or runtime_directory.default_directory()
-    own_cpus, allowed = o.cpus(cpus_dest), tuple(allow_workload or ())
-    guest_cpus = o.guest_cpus(cpus_guest, cpus_dest)
-    raise typer.Exit(run_daemon(lambda: make_daemon(listen, directory, limit_bytes, guest_cpus, allowed), own_cpus))
+    directory = _directory(runtime_dir)
+    allowed = _incoming(max_guest_memory, o.guest_cpus(cpus_guest, cpus_dest), allow_workload, link_timeout)
+    make = partial(make_daemon, directory, listen_on=listen, allowed=allowed, adopt=adopt)
+    raise typer.Exit(run_daemon(make, o.cpus(cpus_dest)))
 
 
 @app.command()
@@ -64,18 +68,35 @@ def dest(
 def source(
     guest: o.GuestOptions,
     stop_at: o.StopAt = 0,
+    listen: Annotated[
+        str | None, typer.Option("--listen", help="HOST:PORT: take guests in as well, as `pagefire dest` does.")
+    ] = None,
+    max_guest_memory: o.MaxGuestMemory = None,
+    adopt: o.Adopt = False,
+    link_timeout: o.LinkTimeout = "10s",
     runtime_dir: o.RuntimeDir = None,
     cpus_source: o.CpusSource = None,
     cpus_guest: o.CpusGuest = None,
 ) -> None:
-    """Start a source daemon with a running guest."""
+    """Start a daemon with a running guest, newborn, or left by a daemon of that name that died."""
     from pagefire.protocol.transport.daemon import run_daemon
-    from pagefire.source_host.daemon import make_daemon
+    from pagefire.scripts.host_daemon import make_daemon
 
-    cpus = o.guest_cpus(cpus_guest, cpus_source) or None
-    config = dataclasses.replace(guest.config(), stop_at=stop_at, cpus=cpus)
-    directory = runtime_dir or runtime_directory.default_directory()
-    raise typer.Exit(run_daemon(lambda: make_daemon(config, directory), o.cpus(cpus_source)))
+    cpus = o.guest_cpus(cpus_guest, cpus_source)
+    config = dataclasses.replace(guest.config(), stop_at=stop_at, cpus=cpus or None)
+    directory = _directory(runtime_dir)
+    allowed = _incoming(max_guest_memory, cpus, list(config.user_workloads), link_timeout)
+    make = partial(make_daemon, directory, config=config, listen_on=listen, allowed=allowed, adopt=adopt)
+    raise typer.Exit(run_daemon(make, o.cpus(cpus_source)))
+
+
+def _incoming(
+    max_guest_memory: str | None, cpus: tuple[int, ...], workloads: list[str] | None, link_timeout: str
+) -> Incoming:
+    from pagefire.scripts.host_daemon import Incoming
+
+    limit_bytes = parse_size(max_guest_memory) if max_guest_memory is not None else psutil.virtual_memory().total
+    return Incoming(limit_bytes, cpus, tuple(workloads or ()), o.link_timeout(link_timeout))
 
 
 @app.command()
@@ -96,10 +117,9 @@ def migrate(
     if backing is not None:
         o.one_of("--backing", backing, o.BACKINGS)
     chosen = dataclasses.replace(move.migration(to, tracing), backing=backing)
-    socket_path = _find_source(runtime_dir, name)
-    guest = request(socket_path, "status", timeout_s=10.0)["guest"]
+    found = finding.resident(_directory(runtime_dir), name)
     _require_writable(json_file)
-    migration = Migration(socket_path, guest, dataclasses.asdict(chosen), _screen)
+    migration = Migration(found.control_path, found.name, dataclasses.asdict(chosen), _screen)
     try:
         report = migration.run()
     except PagefireError:
@@ -111,21 +131,55 @@ def migrate(
 
 @app.command()
 def status(name: o.GuestName = None, json_file: o.JsonFile = None, runtime_dir: o.RuntimeDir = None) -> None:
-    """Show what a source daemon's guest and its migration are doing."""
-    found = request(_find_source(runtime_dir, name), "status", timeout_s=10.0)
+    """Show what the daemons on this machine know of a guest, or of all guests, and of their migrations."""
+    known = [one for one in finding.guests(_directory(runtime_dir)) if name in (None, one.name)]
+    if not known:
+        finding.resident(_directory(runtime_dir), name)
+    entries = [{"daemon": one.control_path.stem, **one.guest} for one in known]
     if json_file is not None:
-        _write_json(found, json_file)
+        _write_json({"guests": entries}, json_file)
         return
-    for field, value in found.items():
-        if field != "rounds" and value is not None:
-            print(f"{field:16} {value}")
+    for index, entry in enumerate(entries):
+        if index:
+            print()
+        for field, value in entry.items():
+            if field != "rounds" and value is not None:
+                print(f"{field:16} {value}")
 
 
 @app.command()
 def cancel(name: o.GuestName = None, runtime_dir: o.RuntimeDir = None) -> None:
     """Cancel a migration that has not reached its commit point."""
-    request(_find_source(runtime_dir, name), "cancel", timeout_s=30.0)
+    found = finding.resident(_directory(runtime_dir), name)
+    request(found.control_path, "cancel", timeout_s=30.0, name=found.name)
     _screen.print("Cancelled: the guest runs on at the source.")
+
+
+@app.command()
+def recover(
+    name: o.GuestName = None,
+    to: Annotated[
+        str | None, typer.Option("--to", help="HOST:PORT where the destination is now [default: where it was].")
+    ] = None,
+    take_back: Annotated[
+        bool,
+        typer.Option(
+            "--take-back",
+            help="The destination has lost the guest: run it here again from where it stood at the stun. "
+            "What it has done since is lost, and if it runs there after all it runs twice.",
+        ),
+    ] = False,
+    json_file: o.JsonFile = None,
+    runtime_dir: o.RuntimeDir = None,
+) -> None:
+    """Go on with a post-copy that is paused, at once; the daemons try by themselves too."""
+    found = finding.resident(_directory(runtime_dir), name)
+    if take_back:
+        request(found.control_path, "recover", name=found.name, take_back=True)
+        _screen.print(f"Taken back: guest {found.name} runs on here from where it stood at the stun.")
+        return
+    report = request(found.control_path, "recover", name=found.name, to=to)["report"]
+    _deliver(report, json_file, None)
 
 
 @app.command()
@@ -284,8 +338,8 @@ def doctor() -> None:
     raise typer.Exit(exit_status(print_findings(Console(highlight=False))))
 
 
-def _find_source(runtime_dir: Path | None, name: str | None) -> Path:
-    return runtime_directory.find(runtime_dir or runtime_directory.default_directory(), "source", name)
+def _directory(runtime_dir: Path | None) -> Path:
+    return runtime_dir or runtime_directory.default_directory()
 
 
 def _deliver(report: dict[str, Any], json_file: str | None, folder: Path | None) -> None:

@@ -147,9 +147,9 @@ def _unpaced_per_s(config: GuestConfig, warmup_s: float) -> float:
     """Measure what the guest commits a second when nothing paces or migrates it."""
     with Pair(source_arguments(dataclasses.replace(config, rate=None)), name=config.name) as pair:
         time.sleep(warmup_s)
-        began_s, commits = time.monotonic(), request(pair.source_socket, "status")["commits"]
+        began_s, commits = time.monotonic(), request(pair.source_socket, "guest")["commits"]
         time.sleep(_CALIBRATION_S)
-        done = request(pair.source_socket, "status")["commits"] - commits
+        done = request(pair.source_socket, "guest")["commits"] - commits
         return float(done) / (time.monotonic() - began_s)
 
 

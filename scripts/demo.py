@@ -59,7 +59,7 @@ def run_demo(
         console.print(f"  {pair.dest.ready_line}", style="dim", soft_wrap=True)
         console.print(f"  {pair.source.ready_line}", style="dim", soft_wrap=True)
         time.sleep(warmup_s)
-        commits = request(pair.source_socket, "status")["commits"]
+        commits = request(pair.source_socket, "guest")["commits"]
         console.print(
             f"After {format_duration(warmup_s)} of warm-up the guest has committed {format_count(commits)} transactions"
         )

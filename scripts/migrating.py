@@ -57,7 +57,9 @@ class Migration:
             observer = self._observer(stack)
             stack.enter_context(self._cancel_on_signal())
             stack.enter_context(self._progress)
-            report: Json = request(self._source_socket, "migrate", self._show, **self._options)["report"]
+            report: Json = request(self._source_socket, "migrate", self._show, name=self._name, **self._options)[
+                "report"
+            ]
             if observer is not None:
                 seen = observer.result()
                 report["observer_stun_s"] = seen.stun_s if seen is not None else None
@@ -92,7 +94,7 @@ class Migration:
 
     def _cancel(self) -> None:
         try:
-            request(self._source_socket, "cancel", timeout_s=10.0)
+            request(self._source_socket, "cancel", timeout_s=10.0, name=self._name)
         except PagefireError as error:
             self._console.print(f"{error}", soft_wrap=True)
 
@@ -121,6 +123,14 @@ class Migration:
                 self._console.print(f"  {event['verdict']}", style="dim")
             case "resumed":
                 self._console.print(f"  {format_count(event['remaining_pages'])} pages left to move")
+            case "paused":
+                self._console.print(
+                    f"  post-copy is paused, {format_count(event['remaining_pages'])} pages are only at the source: "
+                    f"{event['error']} Trying to reach the destination again.",
+                    soft_wrap=True,
+                )
+            case "recovered":
+                self._console.print(f"  recovered: {format_count(event['remaining_pages'])} pages left to move")
 
     def _end_round(self) -> None:
         if self._round is not None:

@@ -76,7 +76,32 @@ DestBacking = Annotated[
         rich_help_panel="Migration",
     ),
 ]
-GuestName = Annotated[str | None, typer.Argument(metavar="[NAME]", help="The guest; needed where several daemons run.")]
+GuestName = Annotated[str | None, typer.Argument(metavar="[NAME]", help="The guest; needed where several live.")]
+MaxGuestMemory = Annotated[
+    str | None, typer.Option("--max-guest-memory", help="The largest guest taken in [default: this host's memory].")
+]
+Adopt = Annotated[
+    bool,
+    typer.Option(
+        "--adopt",
+        help="Adopt the guests of any daemon here that died, whatever its name or port; those of one that this takes the place "
+        "of are adopted anyway.",
+    ),
+]
+LinkTimeout = Annotated[
+    str,
+    typer.Option("--link-timeout", help="A peer that has been silent for so long is lost.", rich_help_panel="Timeouts"),
+]
+
+
+def link_timeout(given: str) -> float:
+    """Read how long a peer may be silent, in seconds; raises UsageError."""
+    silence_s = parse_duration(given)
+    if not 0.2 <= silence_s <= 86_400:
+        raise UsageError(f"{given!r} is no time for a peer to be silent", "0.2s to 24h are", "change --link-timeout")
+    return silence_s
+
+
 InstallLoss = Annotated[
     str,
     typer.Option(
@@ -327,6 +352,23 @@ class MoveOptions:
         str,
         typer.Option("--settle", help="How long to watch the guest at the destination.", rich_help_panel="Migration"),
     ] = "1s"
+    connect_timeout: Annotated[
+        str,
+        typer.Option("--connect-timeout", help="For a connection and its greeting.", rich_help_panel="Timeouts"),
+    ] = "10s"
+    setup_timeout: Annotated[
+        str,
+        typer.Option("--setup-timeout", help="For the guest's shell at the destination.", rich_help_panel="Timeouts"),
+    ] = "120s"
+    switchover_timeout: Annotated[
+        str,
+        typer.Option(
+            "--switchover-timeout",
+            help="For the vCPUs to stop, and for the destination to be READY: then the guest runs on here.",
+            rich_help_panel="Timeouts",
+        ),
+    ] = "10s"
+    link_timeout: LinkTimeout = "10s"
 
     def migration(self, to: str, tracing: TracingOptions) -> MigrationOptions:
         """Parse it; raises UsageError."""
@@ -363,6 +405,10 @@ class MoveOptions:
             verify=self.verify,
             check=self.check,
             settle_s=parse_duration(self.settle),
+            connect_timeout_s=parse_duration(self.connect_timeout),
+            setup_timeout_s=parse_duration(self.setup_timeout),
+            switchover_timeout_s=parse_duration(self.switchover_timeout),
+            silence_s=link_timeout(self.link_timeout),
         )
 
 

@@ -20,10 +20,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from pagefire.guest_workload.control_block import Owner
 from pagefire.guest_workload.guest_config import GuestConfig
 from pagefire.guest_workload.guest_process import GuestProcess
 from pagefire.guest_workload.linux.fire_cost import fire_cost_s
+from pagefire.protocol.ownership import Owner
 from pagefire.protocol.pages import PAGE_BYTES
 from pagefire.protocol.report import TraceInstall
 from pagefire.protocol.units import format_count, format_duration, format_size

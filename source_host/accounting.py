@@ -77,8 +77,12 @@ class Accounting:
     def finish(self, report: MigrationReport, stun: Stun, link: Link, tracing: GuestTracing) -> None:
         """Fill in all that the source knows by itself, while the guest and the connections still exist."""
         assert report.clock is not None
-        assert stun.resumed is not None
-        resumed_ns = stun.resumed.resumed_ns - round(report.clock.offset_s * 1e9)
+        # A daemon that took the other's place does not know when the guest was resumed: then it was at the pause, at the earliest.
+        resumed_ns = stun.pause_ns
+        if stun.resumed is not None:
+            resumed_ns = stun.resumed.resumed_ns - round(report.clock.offset_s * 1e9)
+            report.downtime_s = stun.downtime_s(report.clock)
+            report.downtime_breakdown = stun.breakdown(report.clock)
         config = self._guest.config
         report.guest = GuestShape(
             name=config.name,
@@ -96,8 +100,6 @@ class Accounting:
         report.total_s = (self._resident_ns - self._requested_ns) / 1e9
         report.setup_s = (self._traced_ns - self._requested_ns) / 1e9
         report.precopy_s = (stun.pause_ns - self._precopy_ns) / 1e9 if self._precopy_ns else 0.0
-        report.downtime_s = stun.downtime_s(report.clock)
-        report.downtime_breakdown = stun.breakdown(report.clock)
         report.resident_after_s = (self._resident_ns - resumed_ns) / 1e9
         report.bitmap = stun.bitmap
         self._memory = *memory_use_bytes(), memory_use_bytes(self._guest.pid)[1]
@@ -111,11 +113,7 @@ class Accounting:
             report.throughput_Bps = sum(round_.wire_bytes for round_ in report.rounds) / seconds
             last = report.rounds[-1]
             report.dirty_pages_per_s = last.dirty_pages_after / last.duration_s
-        report.tcp = [
-            tcp_connection("control", link.control.sock),
-            *(tcp_connection("pages", stream.sock) for stream in link.streams),
-            tcp_connection("fault", link.faults.sock),
-        ]
+        report.tcp = [tcp_connection(role, sock) for role, sock in link.sockets()]
         report.host = Host(platform.release(), os.cpu_count() or 1, psutil.virtual_memory().total, os.getloadavg()[0])
         report.versions = versions()
         self._instants = measurement.Instants(
@@ -154,15 +152,21 @@ class Accounting:
             guest_source_tables_bytes=guest_tables_bytes,
             guest_dest_tables_bytes=aftermath.guest_tables_bytes,
         )
-        if aftermath.checked:
-            verified = report.verified
-            verified.problems = list(aftermath.check_problems)
-            verified.invariant = not aftermath.check_problems
-            verified.check_pause_s = aftermath.check_pause_s
-            if aftermath.committed_in_memory >= 0:
-                counted = sum(stun.commits) + aftermath.commits_here
-                verified.commits_lost = max(0, counted - aftermath.committed_in_memory)
-                verified.commits_repeated = max(0, aftermath.committed_in_memory - counted)
+        verify(report, sum(stun.commits), aftermath)
+
+
+def verify(report: MigrationReport, commits_here: int, aftermath: Aftermath) -> None:
+    """Fill in what was proven: what the workload found in memory there, against what vCPUs have committed here and there."""
+    if not aftermath.checked:
+        return
+    verified = report.verified
+    verified.problems = list(aftermath.check_problems)
+    verified.invariant = not aftermath.check_problems
+    verified.check_pause_s = aftermath.check_pause_s
+    if aftermath.committed_in_memory >= 0:
+        counted = commits_here + aftermath.commits_here
+        verified.commits_lost = max(0, counted - aftermath.committed_in_memory)
+        verified.commits_repeated = max(0, aftermath.committed_in_memory - counted)
 
 
 def tcp_connection(role: str, sock: socket.socket) -> TcpConnection:

@@ -1,12 +1,14 @@
 """All connections of one migration: control, pages, fault. Opened together, ended together.
 
-Every one of them greets first; pages and fault join the session that the control connection began, with its secret.
+Every one of them greets first; pages and fault join the session that the control connection began, with its secret. A link that is
+lost after the commit point is followed by another one, whose first connection asks what became of the session.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,12 +19,22 @@ from pagefire.protocol import negotiation
 from pagefire.protocol.addresses import parse_address
 from pagefire.protocol.connection import Connection
 from pagefire.protocol.errors import LinkLost, PagefireError, RemoteProtocolError
-from pagefire.protocol.messages import Accept, Hello, Offer, RoundReceived, Welcome
+from pagefire.protocol.messages import (
+    Accept,
+    Failure,
+    Fenced,
+    Hello,
+    Offer,
+    Perished,
+    RoundReceived,
+    Taken,
+    Welcome,
+)
 from pagefire.protocol.pages import PAGE_BYTES, PageSet
 from pagefire.protocol.report import Clock, Round
-from pagefire.protocol.state import Role, Side
+from pagefire.protocol.state import Phase, Role, Side
 from pagefire.protocol.transport.clock import compare_clocks
-from pagefire.protocol.transport.frame_stream import FrameStream, connect, describe_failure
+from pagefire.protocol.transport.frame_stream import FrameStream, connect, describe_failure, refusal
 from pagefire.protocol.transport.software import software_name
 from pagefire.protocol.transport.tasks import together
 from pagefire.source_host.options import MigrationOptions
@@ -58,14 +70,18 @@ class Link:
         #: What maps the guest's memory at the destination.
         self.backing = options.backing or config.backing
         self._plain: list[FrameStream] = []
+        self._alive: asyncio.Task[None] | None = None
         self.streams: list[PageStream] = []
         self.rounds_done = 0
+        #: Identity and secret of the session, once there is one.
+        self.session: tuple[bytes, bytes] = (b"", b"")
 
     async def open(self) -> None:
         """Agree with the destination and open every connection; its guest shell is ready when this returns."""
         options, config = self._options, self._config
         self.control = await self._connect(Role.CONTROL)
-        welcome = await self._greet(self.control, Role.CONTROL, 0, b"", b"")
+        welcome = await self._greet(self.control, Role.CONTROL)
+        self.session = welcome.session, welcome.secret
         self.clock = await compare_clocks(self.control, welcome.machine, options.connect_timeout_s)
         await self.control.send(
             Offer(
@@ -86,13 +102,45 @@ class Link:
             )
         )
         await self.control.expect(Accept, options.setup_timeout_s)
-        for index in range(options.streams):
+        self._mind_silence(welcome)
+        await self._open_streams()
+
+    async def ask(self, session: tuple[bytes, bytes]) -> tuple[Taken, bytes] | Fenced | Perished:
+        """Connect anew and ask what became of the session; gives the answer, with the bitmap of what is missing beside `Taken`.
+
+        Raises LinkLost where nobody answers, PeerRefused where nothing is known of it there.
+        """
+        self.session = session
+        self.control = await self._connect(Role.RECOVERY)
+        self._mind_silence(await self._greet(self.control, Role.RECOVERY))
+        arrival = await self.control.receive()
+        match arrival.message:
+            case Taken() as taken:
+                return taken, await self.control.receive_payload(arrival.payload_bytes)
+            case Fenced() | Perished() as last_word:
+                return last_word
+            case Failure() as failure:
+                raise refusal(failure)
+            case other:
+                raise RemoteProtocolError("no answer to a recovery", type(other).__name__)
+
+    async def take_up(self) -> None:
+        """Open the page and fault connections of a session that goes on."""
+        await self._open_streams()
+
+    async def _open_streams(self) -> None:
+        for index in range(self._options.streams):
             stream = await self._connect(Role.PAGES)
-            await self._greet(stream, Role.PAGES, index, welcome.session, welcome.secret)
+            await self._greet(stream, Role.PAGES, index)
             self._plain.remove(stream)
             self.streams.append(PageStream(stream.detach(), stream.connection, self._memory))
         self.faults = await self._connect(Role.FAULT)
-        await self._greet(self.faults, Role.FAULT, 0, welcome.session, welcome.secret)
+        await self._greet(self.faults, Role.FAULT)
+
+    def _mind_silence(self, welcome: Welcome) -> None:
+        """From now on a peer that says nothing for too long is lost, and so are we to it."""
+        self.control.silence_s = self._options.silence_s
+        self._alive = asyncio.create_task(self.control.stay_alive(welcome.silence_s))
 
     def begin_round(self, to_send: Collected) -> RoundBegun:
         """Begin to send one set of pages on all connections; the threads are at it when this returns."""
@@ -145,21 +193,35 @@ class Link:
         return self.sent_totals()[2] + sum(stream.sent_bytes for stream in self._plain)
 
     async def abort(self, error: BaseException, outcome: str) -> None:
-        """End it in the middle: tell the peer why if that takes no more than a second, and wait for the page threads."""
-        for stream in self.streams:
-            await stream.abort()
-        if self._plain:
+        """End it in the middle: tell the peer why if that takes no time to speak of, and wait for the page threads."""
+        if self._plain and self._plain[0].connection.phase is not Phase.OVER:
             with contextlib.suppress(PagefireError, TimeoutError):
-                async with asyncio.timeout(1.0):
+                async with asyncio.timeout(_LAST_WORDS_S):
                     await self._plain[0].send(describe_failure(error, outcome))
+        await self.close()
+
+    async def close(self) -> None:
+        """Close every connection and wait for the page threads; more than once does nothing."""
+        if self._alive is not None:
+            self._alive.cancel()
         for plain in self._plain:
             plain.close()
+        for stream in self.streams:
+            await stream.abort()
 
     def close_pages(self) -> None:
         """No page is needed any more: close all but the control connection."""
         for stream in self.streams:
             stream.close()
-        self.faults.close()
+        for plain in self._plain:
+            if plain is not self.control:
+                plain.close()
+
+    def sockets(self) -> list[tuple[str, socket.socket]]:
+        """Give each connection's role and socket."""
+        streams = [("pages", stream.sock) for stream in self.streams]
+        control, *faults = self._plain
+        return [("control", control.sock), *streams, *(("fault", fault.sock) for fault in faults)]
 
     async def _connect(self, role: Role) -> FrameStream:
         host, port = parse_address(self._options.to)
@@ -167,7 +229,8 @@ class Link:
         self._plain.append(stream)
         return stream
 
-    async def _greet(self, stream: FrameStream, role: Role, index: int, session: bytes, secret: bytes) -> Welcome:
+    async def _greet(self, stream: FrameStream, role: Role, index: int = 0) -> Welcome:
+        session, secret = self.session
         await stream.send(
             Hello(
                 versions=list(negotiation.VERSIONS),
@@ -178,6 +241,7 @@ class Link:
                 secret=secret,
                 software=software_name(),
                 name=self._config.name,
+                silence_s=self._options.silence_s,
             )
         )
         try:

@@ -4,8 +4,8 @@
     -> relinquish (the commit point), HANDOVER -> push and serve faults -> resident -> release
 
 Until the commit point any failure ends with the guest running here at full speed and nothing at the destination. After it the guest
-is the destination's: a lost link pauses post-copy with all state kept. The owner word in the guest's control block says which; the
-failure exit asks it and nothing else.
+is the destination's, and departure.py brings its last pages there whatever happens to the link. The owner word in the guest's
+control block says which, by the rules of protocol/ownership.py; the failure exit asks them and nothing else.
 """
 
 from __future__ import annotations
@@ -15,36 +15,32 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, NoReturn
+from typing import Any
 
-from pagefire.guest_workload.control_block import Owner
 from pagefire.guest_workload.guest_process import GuestProcess
 from pagefire.guest_workload.linux.memfd import data_extents
 from pagefire.guest_workload.page_digests import page_digests
 from pagefire.protocol.bitmap import encode_bitmap
 from pagefire.protocol.bitmap_raw import raw_bytes
-from pagefire.protocol.errors import Cancelled, GuestError, PagefireError, PeerRefused
+from pagefire.protocol.errors import Cancelled, GuestError, PagefireError
 from pagefire.protocol.messages import (
     MAX_EXTENT_RUNS,
-    Aftermath,
     DigestsCompared,
-    Handover,
     PageDigests,
     Populate,
     Populated,
     Ready,
-    Released,
-    Resident,
-    Resumed,
     Switchover,
 )
+from pagefire.protocol.ownership import Act, Event, Ownership
 from pagefire.protocol.pages import PageSet, pages_of
 from pagefire.protocol.report import Bitmap, MigrationReport, Percentiles, Postcopy, Round
-from pagefire.protocol.state import Status
+from pagefire.protocol.state import Side, Status
 from pagefire.protocol.transport.points import Points
-from pagefire.protocol.transport.tasks import beside, in_thread, together
-from pagefire.source_host import convergence, hot_pages, postcopy
+from pagefire.protocol.transport.tasks import beside, in_thread
+from pagefire.source_host import convergence, hot_pages
 from pagefire.source_host.accounting import Accounting
+from pagefire.source_host.departure import Departure, OursAgain, forget_record, leave_record
 from pagefire.source_host.guest_tracing import GuestTracing
 from pagefire.source_host.hot_pages import HotPages
 from pagefire.source_host.link import Link, RoundBegun
@@ -92,19 +88,21 @@ class OutgoingMigration:
         self._last_written = PageSet.empty()
         self._hot = HotPages(enabled=guest.memory.unit_pages == 1)
         self._swapped = SwappedPages(guest.memory, enabled=options.mode in ("hybrid", "postcopy"))
-        self._relinquished = False
+        self._ownership = Ownership(Side.SOURCE, guest.control)
+        #: The part after the commit point.
+        self.departure: Departure | None = None
         self._stun = Stun()
         self._guest_died = asyncio.Event()
 
     @property
     def relinquished(self) -> bool:
-        """What this host wrote into the owner word; readable when the guest's process and memory here are gone."""
-        return self._relinquished
+        """Whether the guest is not this host's any more; readable when its process and memory here are gone."""
+        return self.departure is not None
 
     @property
     def pages_left(self) -> int:
-        """Pages that only this host has, after the resume."""
-        return self.progress.remaining_pages if self.relinquished else 0
+        """Pages that only this host has, after the commit point."""
+        return self.departure.pages_left if self.departure is not None else 0
 
     def guest_died(self) -> None:
         """The guest process ended: whatever the script waits for ends with an error."""
@@ -117,10 +115,9 @@ class OutgoingMigration:
             pages = await self._begin_tracing()
             await self._precopy(pages)
             await self._switch_over(pages, await self._approach())
-            self._relinquish()
-            await self._hand_over()
-            await self._become_resident()
-            await self._conclude()
+            departure = self._relinquish()
+            await self._become_resident(departure)
+            await self._conclude(departure)
         except (Exception, asyncio.CancelledError) as error:
             await self._fail(error)
         return self.report
@@ -132,6 +129,7 @@ class OutgoingMigration:
         self._note("setup")
         await beside(self._link.open(), self._watch())
         self.report.clock = self._link.clock
+        await in_thread(leave_record, self._guest, self._link.session, self.options.to, self.options.streams)
         await self._points.reached("negotiated")
 
     async def _begin_tracing(self) -> PageSet:
@@ -264,6 +262,7 @@ class OutgoingMigration:
         self._take_in(late)
         await self._quiesce()
         stun.mark("parked")
+        await self._points.reached("quiesced")
         at_once, later = self._divided(await self._final_scan(pages))
         last_round = self._begin_round(at_once) if at_once else None
         self.report.stun_pages = at_once.written.pages + at_once.holes.pages
@@ -278,7 +277,7 @@ class OutgoingMigration:
         stun.mark("coded")
         registers = control.checkpoint_registers()
         stun.last_commits_ns = control.last_commits_ns()
-        stun.commits = control.commits_by_vcpu().tolist()
+        stun.commits = control.registers[:, 0].tolist()
         switchover = Switchover(
             registers_bytes=len(registers),
             bitmap_form=self.options.bitmap,
@@ -293,6 +292,7 @@ class OutgoingMigration:
         # trip is saved. It may be at work before `send` returns, so the instant is taken before.
         stun.mark("sent")
         await self._link.control.send(switchover, registers + coded + swap_coded)
+        await self._points.reached("bitmap-sent")
         if last_round:
             timeout_s = self.options.switchover_timeout_s if later else None
             await self._round_done(last_round, at_once.written.pages, timeout_s)
@@ -358,45 +358,36 @@ class OutgoingMigration:
 
     # -- after the commit point ----------------------------------------------------------------------------------------------
 
-    def _relinquish(self) -> None:
-        # The commit point. From this store on this host never runs the guest by itself, even if sending HANDOVER fails: whether it
-        # arrived cannot be known. The one way back is the destination's own word that it has fenced the session (`_hand_over`).
-        self._guest.control.owner = Owner.RELINQUISHED
-        self._relinquished = True
+    def _relinquish(self) -> Departure:
+        self._guest.control.session = self._link.session[0]
+        # The commit point. From this word on this host never runs the guest by itself, even if sending HANDOVER fails: whether it
+        # arrived cannot be known. The one way back is the destination's own word that it has fenced the session (departure.py).
+        assert self._ownership.on(Event.COMMIT) is Act.HAND_OVER
+        self.departure = Departure(
+            self._guest, self.options, self._link.session, self._points, self._emit, self.remaining, self._stun.swapped
+        )
         self.report.owner = "destination"
         self.status = Status.POSTCOPY_ACTIVE
         self.progress.remaining_pages = self.remaining.pages
-
-    async def _hand_over(self) -> None:
-        await self._points.reached("relinquished")
         self._stun.mark("handover")
-        await self._link.control.send(Handover())
-        try:
-            self._stun.resumed = await self._link.control.expect(Resumed)
-        except PeerRefused:
-            # "Not taken, session fenced": the destination wrote that down before it said so, so there is one owner again.
-            self._guest.control.owner = Owner.OWNER
-            self._relinquished = False
-            self.report.owner = "source"
-            raise
+        return self.departure
 
-    async def _become_resident(self) -> None:
-        """Move what remains: pushed, and pulled by faults, until the destination says that it misses nothing.
+    async def _become_resident(self, departure: Departure) -> None:
+        """Hand over, and move what remains until the destination says that it misses nothing.
 
         The guest process here is not watched any more: this daemon maps the memory itself, so its death loses nothing.
         """
-        assert self._stun.resumed is not None
-        self._note("postcopy-active")
-        self._accounting.resumed()
-        self._emit({"event": "resumed", "remaining_pages": self.remaining.pages})
-        await self._points.reached("resumed")
-        remaining = postcopy.Remaining(self.remaining, self._stun.swapped)
-        resident = await beside(
-            # The push has its end too: all pages may be there while a stream still sends what faults have brought meanwhile.
-            together(self._link.control.expect(Resident), postcopy.push(remaining, self._link.streams)),
-            postcopy.serve_faults(remaining, self._link.faults, self._guest.memory),
-            self._follow(remaining),
-        )
+        following = asyncio.create_task(self._follow(departure))
+        try:
+            self._stun.resumed = await departure.hand_over(self._link)
+            self._note("postcopy-active")
+            self._accounting.resumed()
+            self._emit({"event": "resumed", "remaining_pages": departure.pages_left})
+            await self._points.reached("resumed")
+            resident = await departure.move()
+            await self._points.reached("resident")
+        finally:
+            following.cancel()
         self.progress.remaining_pages = 0
         self._accounting.resident(resident, self.report.clock)
         self.report.postcopy = Postcopy(
@@ -408,30 +399,27 @@ class OutgoingMigration:
             blocktime_s=resident.blocktime_s,
         )
 
-    async def _follow(self, remaining: postcopy.Remaining) -> None:
+    async def _follow(self, departure: Departure) -> None:
         while True:
-            self.progress.remaining_pages = remaining.count
+            self.progress.remaining_pages, self.status = departure.pages_left, departure.status
             await asyncio.sleep(0.05)
 
-    async def _conclude(self) -> None:
+    async def _conclude(self, departure: Departure) -> None:
         """Free the guest's memory here and put the report together."""
+        assert self._ownership.on(Event.RESIDENT) is Act.FREE
         self.status = Status.COMPLETED
         self.report.outcome = "completed"
-        self._accounting.finish(self.report, self._stun, self._link, self._tracing)
-        self._link.close_pages()
+        self.report.recoveries, self.report.paused_s = departure.recoveries, departure.paused_s
+        assert departure.link is not None
+        self._accounting.finish(self.report, self._stun, departure.link, self._tracing)
+        self.report.wire_bytes += departure.earlier_bytes
+        departure.link.close_pages()
         self._tracing.end(guest_lives=False)
         await in_thread(self._guest.terminate)
-        try:
-            await self._link.control.send(Released())
-            aftermath = await self._link.control.expect(Aftermath, self.options.settle_s + self.options.setup_timeout_s)
-        except PagefireError as error:
-            # The guest runs there with all its pages; only what happened afterwards is unknown.
-            self.report.error = f"completed, but the destination did not tell how the guest fared: {error}"
-            log.warning("guest=%s %s", self._guest.config.name, self.report.error)
-        else:
+        if (aftermath := await departure.release()) is not None:
             self._accounting.add_aftermath(self.report, self._stun, aftermath)
-        self._link.control.close()
-        log.info("guest=%s status=completed destination=%s", self._guest.config.name, self.options.to)
+        self.report.error = departure.error
+        log.info("guest=%s status=completed destination=%s", self._guest.config.name, departure.options.to)
 
     # -- the failure exit ----------------------------------------------------------------------------------------------------
 
@@ -442,39 +430,30 @@ class OutgoingMigration:
         if isinstance(error, ProcessLookupError):
             # The tracker asked the kernel about a process that is no more, before anybody had told us.
             error = self._guest_ended()
-        if self.relinquished:
-            self._pause_postcopy(error)
+        if isinstance(error, OursAgain) and self.departure is not None:
+            await self.departure.close()
+            self.departure = None
+            self.report.owner = "source"
         cancelled = isinstance(error, asyncio.CancelledError | Cancelled)
         self.status = Status.CANCELLED if cancelled else Status.FAILED
         self.report.outcome = self.status.value
         self.report.error = "cancelled" if isinstance(error, asyncio.CancelledError) else str(error)
+        log.warning("guest=%s status=%s why=%s", self._guest.config.name, self.status.value, self.report.error)
+        if self.departure is not None:
+            # The guest is not ours: forced to end, or it has perished there. What is here of it is kept for a person.
+            await self.departure.close()
+            await in_thread(lambda: self._tracing.end(guest_lives=False))
+            raise error
         # First of all the guest goes on; what is left of the attempt is cleared away behind it.
         if not self._guest_died.is_set():
+            self._ownership.on(Event.CANCEL if cancelled else Event.FAILED)
             self._guest.control.resume()
         await self._link.abort(error, self.status.value)
         await in_thread(lambda: self._tracing.end(guest_lives=not self._guest_died.is_set()))
-        log.warning("guest=%s status=%s why=%s", self._guest.config.name, self.status.value, self.report.error)
+        await forget_record(self._guest)
         if isinstance(error, asyncio.CancelledError):
             raise Cancelled("the migration was cancelled", "the guest runs on here") from error
         raise error
-
-    def _pause_postcopy(self, error: BaseException) -> NoReturn:
-        """The link broke after the commit point: keep memory and state for a recovery; raises only when forced."""
-        self.status = Status.POSTCOPY_PAUSED
-        self.report.outcome = self.status.value
-        self.report.error = str(error)
-        log.error(
-            "guest=%s status=postcopy-paused remaining_pages=%d why=%s: the destination owns it, pages are kept",
-            self._guest.config.name, self.progress.remaining_pages, error,
-        )  # fmt: skip
-        if isinstance(error, asyncio.CancelledError):
-            raise error
-        self._emit({"event": "paused", "error": str(error), "remaining_pages": self.progress.remaining_pages})
-        raise PagefireError(
-            "post-copy is paused",
-            f"{self.progress.remaining_pages} pages are still only on this host ({error})",
-            "keep both daemons running: the guest's memory is divided between them",
-        )
 
     # -- small things --------------------------------------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ class MigrationOptions:
     `backing` is the destination's (None: as here).
 
     The timeouts bound the waits for a connection, for a shell guest (or digests) at the destination, and for READY. Where the last
-    one passes before the commit point, the guest runs on here.
+    one passes before the commit point, the guest runs on here. A destination that is silent for `silence_s` is lost.
     """
 
     to: str
@@ -42,6 +42,7 @@ class MigrationOptions:
     connect_timeout_s: float = 10.0
     setup_timeout_s: float = 120.0
     switchover_timeout_s: float = 10.0
+    silence_s: float = 10.0
 
     @property
     def trace_install(self) -> InstallOptions:

@@ -20,6 +20,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections.abc import Awaitable, Callable
 
 import numpy as np
 
@@ -91,8 +92,11 @@ class Remaining:
         return left
 
 
-async def push(remaining: Remaining, streams: list[PageStream]) -> None:
-    """Send what remains on all page connections until nothing is left, after the grace that the first faults are given."""
+async def push(remaining: Remaining, streams: list[PageStream], after_batch: Callable[[], None] = lambda: None) -> None:
+    """Send what remains on all page connections until nothing is left, after the grace that the first faults are given.
+
+    `after_batch` is called in the stream's thread.
+    """
     latest_s = time.monotonic() + GRACE_S
     while (quiet_at_s := min(remaining.last_fetch_s + QUIET_S, latest_s)) > (now_s := time.monotonic()):
         await asyncio.sleep(quiet_at_s - now_s)
@@ -103,6 +107,7 @@ async def push(remaining: Remaining, streams: list[PageStream]) -> None:
             began_s = time.monotonic()
             stream.send_pages(batch)
             batch_pages = next_batch_pages(batch.pages, time.monotonic() - began_s)
+            after_batch()
 
     async with asyncio.TaskGroup() as group:
         for stream in streams:
@@ -118,12 +123,22 @@ def next_batch_pages(sent_pages: int, took_s: float) -> int:
     return int(min(max(in_time, MIN_BATCH_PAGES), max(2 * sent_pages, MIN_BATCH_PAGES), MAX_BATCH_PAGES))
 
 
-async def serve_faults(remaining: Remaining, faults: FrameStream, memory: Mapping) -> None:
+async def _at_once() -> None:
+    pass
+
+
+async def serve_faults(
+    remaining: Remaining,
+    faults: FrameStream,
+    memory: Mapping,
+    before_answer: Callable[[], Awaitable[None]] = _at_once,
+) -> None:
     """Answer demand fetches until cancelled; raises LinkLost when the connection ends."""
     contents = memory.array.data
     words = memory.array.view(np.uint64).reshape(-1, PAGE_BYTES // 8)
     while True:
         request = await faults.expect(Fetch)
+        await before_answer()
         for start, stop in runs_of(remaining.fetch(request.pages)):
             run = PageSet.span(start, stop)
             if words[start:stop].any():

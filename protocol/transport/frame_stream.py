@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from pagefire.protocol.connection import Arrival, Connection
 from pagefire.protocol.errors import Cancelled, LinkLost, PagefireError, PeerRefused, RemoteProtocolError
-from pagefire.protocol.messages import Failure, Message
+from pagefire.protocol.messages import Alive, Failure, Message
 
 M = TypeVar("M", bound=Message)
 
@@ -36,6 +36,8 @@ class FrameStream:
         self.sock = sock
         self.connection = connection
         self.sent_bytes = 0
+        #: For how long `receive` waits without a single byte before it calls the link lost; None: for ever.
+        self.silence_s: float | None = None
         self._writing = asyncio.Lock()
         self._watching: asyncio.AbstractEventLoop | None = None
         self._readable: asyncio.Future[None] | None = None
@@ -51,15 +53,25 @@ class FrameStream:
             self.sent_bytes += len(head) + len(payload)
 
     async def receive(self) -> Arrival:
-        """Wait for the next message; its payload, if any, is still on the stream. Raises LinkLost, RemoteProtocolError."""
+        """Wait for the next message but `Alive`; its payload is still on the stream. Raises LinkLost, RemoteProtocolError."""
         while True:
             received = await self._read(self.connection.wanted)
             if not received:
                 self.connection.end_of_stream()
                 raise LinkLost("the peer closed the connection")
             arrival = self.connection.receive(received)
-            if arrival is not None:
+            if arrival is not None and not isinstance(arrival.message, Alive):
                 return arrival
+
+    async def stay_alive(self, peer_silence_s: float) -> None:
+        """Say `Alive` four times as often as the peer needs it, until cancelled or the connection has broken.
+
+        The kernel's own keep-alive is not enough: a tunnel, a proxy or a stopped process answers it for a peer that is gone.
+        """
+        with contextlib.suppress(LinkLost):
+            while True:
+                await asyncio.sleep(peer_silence_s / 4)
+                await self.send(Alive())
 
     async def receive_payload(self, size_bytes: int) -> bytes:
         """Read the payload of the message that has just been received."""
@@ -128,7 +140,12 @@ class FrameStream:
             self._watching = loop
         self._readable = loop.create_future()
         try:
-            await self._readable
+            async with asyncio.timeout(self.silence_s):
+                await self._readable
+        except TimeoutError:
+            raise LinkLost(
+                f"the peer has been silent for {self.silence_s:g} s", "", "check that it runs, and the network between"
+            ) from None
         finally:
             self._readable = None
 

@@ -1,7 +1,7 @@
-"""Named points in a migration's script where a test may hold it; free when nothing is held.
+"""Named points in a migration's scripts where a test may hold them; free when nothing is held.
 
-A point that is held stops the script there until it is released; `wait_for` tells when the script has come. The names are those of
-the calls in the two scripts.
+A point that is held stops the script there until it is released; `wait_for` tells when the script has come. So a fault can be made
+at a known moment: at the point itself, or in what the script waits for there. The names are those of the calls in the scripts.
 """
 
 from __future__ import annotations
@@ -30,6 +30,11 @@ class Points:
     async def wait_for(self, name: str) -> None:
         """Wait until the script stands at a held point."""
         await self._arrived[name].wait()
+
+    def reached_in_thread(self, name: str, loop: asyncio.AbstractEventLoop) -> None:
+        """Do what `reached` does, in a thread beside the loop."""
+        if name in self._held:
+            asyncio.run_coroutine_threadsafe(self.reached(name), loop).result()
 
     async def reached(self, name: str) -> None:
         """Pass the point, or wait there while it is held."""

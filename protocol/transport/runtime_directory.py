@@ -1,11 +1,13 @@
 """The runtime directory: one file per running daemon, by which commands find it.
 
-    source-NAME.control     control socket of the source daemon of guest NAME
-    dest-PORT.control       control socket of the destination daemon that listens on PORT
-    *.guest, *.log          a guest process's socket and its standard error
+    source-NAME.control     control socket of a daemon that was started with guest NAME
+    dest-PORT.control       control socket of a daemon that was started to take guests in on PORT
+    STEM~*.guest, *.log     a guest process's socket and its standard error; STEM.control is its daemon's
+    session-*.said          last words that a source has not noted yet (dest_host/journal.py)
 
-Mode 0700. A daemon that ends removes its files, and the directory when it is the last; a socket that nobody answers is the trace
-of a daemon that was killed, and is swept by whoever meets it.
+Mode 0700. A daemon that ends removes its files, and the directory when it is the last; a control socket that nobody answers is the
+trace of a daemon that was killed, and is swept by whoever meets it. Guests outlive their daemon: whoever takes its place (the same
+stem), or is told to adopt, finds them by their sockets.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from pathlib import Path
 from pagefire.protocol.errors import PagefireError, UsageError
 
 _SUFFIX = ".control"
+_GUEST_SUFFIX = ".guest"
 #: sun_path holds 108 bytes with its final zero.
 _SOCKET_PATH_BYTES = 107
 
@@ -59,6 +62,21 @@ def socket_path(directory: Path, file_name: str) -> Path:
     return path
 
 
+def guest_path(directory: Path, stem: str, label: str) -> Path:
+    """Give the path of a guest's socket for the daemon `stem`; raises UsageError when the kernel could not bind it."""
+    return socket_path(directory, f"{stem}~{label}{_GUEST_SUFFIX}")
+
+
+def orphans(directory: Path, stem: str | None = None) -> list[Path]:
+    """Find the sockets of guests whose daemon answers no more: those of the daemon `stem`, or of any."""
+    found = []
+    for path in sorted(directory.glob(f"*~*{_GUEST_SUFFIX}")):
+        its_stem = path.name.rpartition("~")[0]
+        if stem in (None, its_stem) and not answers(directory / f"{its_stem}{_SUFFIX}"):
+            found.append(path)
+    return found
+
+
 def control_path(directory: Path, role: str, name: str) -> Path:
     """Give the control socket's path for a new daemon; raises PagefireError when one of that name is alive."""
     path = socket_path(directory, f"{role}-{name}{_SUFFIX}")
@@ -88,22 +106,12 @@ def answers(path: Path) -> bool:
     return True
 
 
-def find(directory: Path, role: str, name: str | None) -> Path:
-    """Find the one daemon that is meant; raises UsageError that lists the candidates when there are none or several."""
-    prefix = f"{role}-"
-    alive = {}
-    for path in sorted(directory.glob(f"{prefix}*{_SUFFIX}")):
+def running(directory: Path) -> list[Path]:
+    """Find the control sockets of the daemons that answer; those of daemons that were killed are swept."""
+    alive = []
+    for path in sorted(directory.glob(f"*{_SUFFIX}")):
         if answers(path):
-            alive[path.name[len(prefix) : -len(_SUFFIX)]] = path
+            alive.append(path)
         else:
             path.unlink(missing_ok=True)
-    if name is not None and name in alive:
-        return alive[name]
-    running = ", ".join(alive) or "none"
-    if name is not None:
-        raise UsageError(f"no {role} daemon named {name}", f"running in {directory}: {running}")
-    if len(alive) == 1:
-        return next(iter(alive.values()))
-    if not alive:
-        raise UsageError(f"no {role} daemon runs here", f"looked in {directory}", f"start one with `pagefire {role}`")
-    raise UsageError(f"several {role} daemons run here", running, "name the one that is meant")
+    return alive

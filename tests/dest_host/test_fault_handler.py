@@ -87,7 +87,7 @@ async def test_holes_are_zero_without_a_fetch(served: Served, user: MemoryUser) 
 async def test_missing_pages_are_fetched(served: Served, user: MemoryUser) -> None:
     assert await load(user, [150, 151, 305]) == [[2], [2], [0]]
     assert served.fetched == [150, 151, 305]
-    assert (served.intake.pushed_pages, served.intake.faulted_pages) == (0, 3)
+    assert served.ledger.received() == (3, 0)
     assert len(served.intake.waits_ns) == 3
     assert min(served.intake.waits_ns) > 0
     assert served.handler.minor_faults == 0
@@ -104,7 +104,7 @@ async def test_a_page_is_fetched_once_however_many_wait(served: Served, user: Me
     served.answering.set()
     assert await loading == [[2], [0]]
     assert served.fetched == [120, 309]
-    assert served.intake.faulted_pages == 2
+    assert served.ledger.received()[0] == 2
     assert served.ledger.duplicates == 0
 
 

@@ -79,7 +79,7 @@ async def test_a_fault_fetches_all_that_its_2_mib_lack(served: Served, user: Mem
     await eventually(lambda: served.fetched == PageSet.span(512, 1024))
     await served.arrive(PageSet.span(512, 1024))
     assert await loading == [[2]]
-    assert (served.intake.faulted_pages, served.intake.pushed_pages) == (512, 0)
+    assert served.ledger.received() == (512, 0)
     assert served.ledger.missing == MISSING.pages - 512
 
 

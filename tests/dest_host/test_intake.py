@@ -99,7 +99,7 @@ def test_before_the_resume_pages_land_and_nobody_sees_them(destination: Destinat
     assert (contents(destination.memory) == expected[:, None]).all()
     # The zero pages that had no contents here stay holes.
     assert allocated_pages(destination.memory) == 80
-    assert (destination.intake.pushed_pages, destination.intake.faulted_pages) == (0, 0)
+    assert destination.ledger.received() == (0, 0)
     assert destination.completions == 0
     assert userfaultfd.read_faults(destination.uffd).size == 0
 
@@ -122,7 +122,7 @@ def test_after_the_resume_pages_are_taken_once_and_seen(destination: Destination
     destination.intake.take_zero(PageSet.span(103, 104), landing)
     assert destination.completions == 1
     assert destination.ledger.missing == 0
-    assert (destination.intake.pushed_pages, destination.intake.faulted_pages) == (22, 2)
+    assert destination.ledger.received() == (2, 22)
     assert destination.ledger.duplicates == 2 + 4 + 1
     destination.publisher.disarm()
     assert user.load([9, 10, 29, 30, 100, 101, 102, 103]) == [[1], [2], [2], [1], [3], [3], [4], [0]]
@@ -176,7 +176,7 @@ def test_pages_from_many_connections_are_each_taken_once(destination: Destinatio
     for thread in threads:
         thread.join()
     assert destination.completions == 1
-    assert destination.intake.pushed_pages == PAGES
+    assert destination.ledger.received() == (0, PAGES)
     assert destination.ledger.duplicates == 3 * PAGES
     destination.publisher.disarm()
     assert user.load(range(PAGES)) == [[7]] * PAGES

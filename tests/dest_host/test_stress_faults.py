@@ -186,7 +186,7 @@ class Resumed:
             "reads": told["reads"],
             "wrong_reads": told["wrong"],
             "lost_stores": told["lost"],
-            "fetched_pages": link.intake.faulted_pages,
+            "fetched_pages": link.ledger.received()[0],
             "minor_faults": handler.minor_faults,
             "waits": len(link.intake.waits_ns),
             "duplicates": link.ledger.duplicates,

@@ -85,7 +85,7 @@ def welcoming(version: int = VERSIONS[0], capabilities: tuple[str, ...] = CAPABI
         connection = Connection(Side.DESTINATION)
         hello = receive(sock, connection)
         assert isinstance(hello, Hello)
-        sock.sendall(connection.send(Welcome(version, list(capabilities), bytes(16), bytes(16), "fake", "fake")))
+        sock.sendall(connection.send(Welcome(version, list(capabilities), bytes(16), bytes(16), "fake", "fake", 10.0)))
         says_nothing(sock)
 
     return converse
@@ -93,7 +93,7 @@ def welcoming(version: int = VERSIONS[0], capabilities: tuple[str, ...] = CAPABI
 
 def hello(versions: tuple[int, ...] = VERSIONS, capabilities: tuple[str, ...] = CAPABILITIES) -> Hello:
     """Make the first message of a source of another release."""
-    return Hello(list(versions), list(capabilities), "control", 0, b"", b"", "fake", "fake0")
+    return Hello(list(versions), list(capabilities), "control", 0, b"", b"", "fake", "fake0", 10.0)
 
 
 def receive(sock: socket.socket, connection: Connection) -> Message:

@@ -31,7 +31,9 @@ class HostPair(Pair):
     def migrate(self, **options: Any) -> Json:
         """Migrate with these options and give the report."""
         chosen = MigrationOptions(**{"to": self.destination, "settle_s": 0.2, **options})
-        report: Json = request(self.source_socket, "migrate", timeout_s=60.0, **dataclasses.asdict(chosen))["report"]
+        report: Json = request(
+            self.source_socket, "migrate", timeout_s=60.0, name=self.name, **dataclasses.asdict(chosen)
+        )["report"]
         return report
 
     @contextlib.contextmanager
@@ -67,7 +69,7 @@ class HostPair(Pair):
         self.on_source("point", action="release", name=point)
 
     def source_commits(self) -> int:
-        return int(self.on_source("status")["commits"])
+        return int(self.on_source("guest")["commits"])
 
     def commits_per_s(self, seconds: float = 0.2) -> float:
         """Measure the guest's rate at the source."""
@@ -80,7 +82,7 @@ class HostPair(Pair):
         """Check that what is done within leaves the guest running here as fast as before, untraced, and nothing over there."""
         before = self.commits_per_s()
         yield
-        status = self.on_source("status")
+        status = self.on_source("guest")
         assert status["owner"]
         assert status["running"]
         # A loaded machine takes a share of any one measurement; a guest that stays traced or paused never gets there.

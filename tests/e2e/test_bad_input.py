@@ -79,9 +79,9 @@ def assert_refused(pair: HostPair, *words: str, **options: object) -> PagefireEr
         (["dest", "--max-guest-memory", "1b"], ["bits"]),
         (["migrate", "--to", "127.0.0.1:1", "--downtime-limit", "50"], ["50", "unit"]),
         (["migrate", "--to", "127.0.0.1:1", "--mode", "sideways"], ["sideways", "hybrid, precopy, postcopy"]),
-        (["migrate", "--to", "127.0.0.1:1"], ["no source daemon runs here", "pagefire source"]),
+        (["migrate", "--to", "127.0.0.1:1"], ["no guest lives here", "pagefire source"]),
         (["migrate"], ["--to"]),
-        (["status", "nobody"], ["no source daemon named nobody"]),
+        (["status", "nobody"], ["no guest named nobody"]),
         (["bench", "--streams", "1,x"], ["1,x", "--streams 1,2"]),
         (["bench", "--repetitions", "0"], ["measure nothing", "--repetitions 1"]),
         (["bitmap", "--scatter", "sideways"], ["sideways", "one-run, clustered, uniform"]),
@@ -318,7 +318,7 @@ def kill(pid: int) -> None:
 def test_the_guest_dies_while_nothing_happens() -> None:
     with HostPair(guest_arguments(vcpus=1)) as pair:
         kill(pair.on_source("guests")[pair.name]["guest_pid"])
-        until(lambda: pair.on_source("status")["error"] == "the guest process ended", "the death was not noticed")
+        until(lambda: pair.on_source("guest")["error"] == "the guest process ended", "the death was not noticed")
         code, _, err = run("migrate", "--to", pair.destination, "--runtime-dir", str(pair.directory))
         assert code == 1
         assert "guest guest0 is dead: its process ended" in err
@@ -336,7 +336,7 @@ def test_the_guest_dies_during_pre_copy(workload: str) -> None:
         with pair.held_at("round") as stands, pair.migrating() as migration:
             stands()
             kill(pair.on_source("guests")[pair.name]["guest_pid"])
-            until(lambda: bool(pair.on_source("status")["error"]), "the death was not noticed")
+            until(lambda: bool(pair.on_source("guest")["error"]), "the death was not noticed")
             pair.release("round")
             code, _, err = finish(migration)
         assert code == 1, err
@@ -351,7 +351,7 @@ def test_the_guest_dies_when_it_stands_still() -> None:
         with pair.held_at("ready") as stands, pair.migrating("--json", "-") as migration:
             stands()
             kill(pair.on_source("guests")[pair.name]["guest_pid"])
-            until(lambda: bool(pair.on_source("status")["error"]), "the death was not noticed")
+            until(lambda: bool(pair.on_source("guest")["error"]), "the death was not noticed")
             pair.release("ready")
             code, out, err = finish(migration)
         assert code == 0, err

@@ -66,6 +66,14 @@ def address(ready_line: str) -> str:
     return ready_line.partition("listening on ")[2].partition(",")[0]
 
 
+def status(*name: str) -> list[Json]:
+    """Run `pagefire status --json -`; gives what each daemon knows, in the order of the daemons' names."""
+    code, out, err = run("status", *name, "--json", "-")
+    assert code == 0, err
+    known: list[Json] = json.loads(out)["guests"]
+    return known
+
+
 def migrate(to: str, *arguments: str) -> tuple[Json, str]:
     """Run `pagefire migrate --json -`; gives the report and what was said beside it."""
     code, out, err = run("migrate", "--to", to, "--settle", "200ms", "--json", "-", *arguments)
@@ -81,7 +89,7 @@ def test_three_terminals(place: Place, tmp_path: Path) -> None:
         assert code == 0, err
         assert "guest0" in out
         assert "oltp" in out
-        before = json.loads(run("status", "guest0", "--json", "-")[1])
+        (before,) = status("guest0")
         assert (before["status"], before["owner"], before["running"]) == ("none", True, True)
         code, out, err = run("migrate", "--to", address(ready), "--json", str(file), "--report", str(folder))
         assert code == 0, err
@@ -90,8 +98,9 @@ def test_three_terminals(place: Place, tmp_path: Path) -> None:
         # What goes on is told beside the result: a summary that is piped somewhere stays whole.
         assert "round 1" in err
         assert "Stopping pre-copy after round" in err
-        after = json.loads(run("status", "--json", "-")[1])
-        assert (after["status"], after["owner"]) == ("completed", False)
+        there, here = status()
+        assert (there["daemon"].partition("-")[0], there["resident"], there["owner"]) == ("dest", True, True)
+        assert (here["daemon"], here["resident"], here["status"]) == ("source-guest0", False, "completed")
     assert sorted(path.name for path in folder.iterdir()) == ["report.json", "summary.txt", "timeline.png"]
     assert (folder / "timeline.png").read_bytes().startswith(b"\x89PNG")
     report = json.loads(file.read_text())
@@ -131,16 +140,17 @@ def test_with_several_daemons_the_one_that_is_meant_is_named(place: Place) -> No
         terminal("source", *SMALL, "--name", "alpha", "--workload", "idle"),
         terminal("source", *SMALL, "--name", "beta", "--workload", "idle"),
     ):
-        for command in (["status"], ["cancel"], ["migrate", "--to", address(ready)]):
+        for command in (["cancel"], ["recover"], ["migrate", "--to", address(ready)]):
             code, out, err = run(*command)
             assert (code, out) == (2, "")
-            assert "several source daemons run here: alpha, beta. Name the one that is meant" in err
+            assert "several guests live here: alpha, beta. Name the one that is meant" in err
+        assert [one["name"] for one in status()] == ["alpha", "beta"]
         code, _, err = run("status", "gamma")
         assert code == 2
         assert "alpha, beta" in err
         report, _ = migrate(address(ready), "beta")
         assert report["guest"]["name"] == "beta"
-        assert json.loads(run("status", "alpha", "--json", "-")[1])["owner"]
+        assert status("alpha")[0]["owner"]
     place.assert_nothing_left()
 
 
@@ -185,7 +195,7 @@ def test_a_failure_is_reported_too(place: Place, tmp_path: Path) -> None:
         code, _, err = run("migrate", "--to", address(ready), "--json", str(tmp_path / "missing" / "report.json"))
         assert code == 2
         assert "cannot be written: No such file or directory" in err
-        assert json.loads(run("status", "--json", "-")[1])["owner"]
+        assert status()[0]["owner"]
     place.assert_nothing_left()
 
 
@@ -287,7 +297,7 @@ def test_an_observer_ends_with_the_command(place: Place) -> None:
             assert len(place.processes("scripts.observer")) == 1
             command.kill()
         until(lambda: not place.processes("scripts.observer"), "the observer stays")
-        assert request(control, "status")["status"] == "active"
+        assert request(control, "guest")["status"] == "active"
         request(control, "point", action="release", name="round")
-        until(lambda: request(control, "status")["status"] == "completed", "the migration ended with its command")
+        until(lambda: request(control, "guest")["status"] == "completed", "the migration ended with its command")
     place.assert_nothing_left()

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from pagefire.guest_workload import control_block as layout
-from pagefire.guest_workload.control_block import ControlBlock, Owner, RunState, VcpuState
+from pagefire.guest_workload.control_block import ControlBlock, RunState, VcpuState
 from pagefire.guest_workload.linux import futex, memfd
 from pagefire.protocol.errors import GuestError, UsageError
+from pagefire.protocol.ownership import Owner
 
 
 def test_fields_lie_where_they_are_documented() -> None:

@@ -96,7 +96,7 @@ def test_a_connection_keeps_its_role() -> None:
 
 
 def test_an_unknown_role_is_named() -> None:
-    hello = m.Hello([1], [], "telepathy", 0, b"", b"", "", "")
+    hello = m.Hello([1], [], "telepathy", 0, b"", b"", "", "", 10.0)
     with pytest.raises(RemoteProtocolError, match="telepathy"):
         Pair().force(DESTINATION, hello)
 

@@ -39,7 +39,7 @@ def offer(**fields: Any) -> Offer:
 
 
 def welcome(version: int = 1, capabilities: tuple[str, ...] = CAPABILITIES) -> Welcome:
-    return Welcome(version, list(capabilities), b"", b"", "", "")
+    return Welcome(version, list(capabilities), b"", b"", "", "", 10.0)
 
 
 # -- versions ----------------------------------------------------------------------------------------------------------

@@ -10,12 +10,25 @@ import pytest
 import pagefire.protocol
 from pagefire.protocol import messages as m
 from pagefire.protocol.errors import LocalProtocolError, RemoteProtocolError
-from pagefire.protocol.state import BEFORE_COMMIT, CONTROL, STREAMS, WITH_PAYLOAD, Phase, Role, Side
-from tests.protocol.golden.conversation import Pair, example
+from pagefire.protocol.state import (
+    AFTER_WELCOME,
+    CONTROL,
+    MAY_BE_LONG,
+    MAY_FAIL,
+    STREAMS,
+    WITH_PAYLOAD,
+    Phase,
+    Role,
+    Side,
+)
+from tests.protocol.golden.conversation import Pair, example, role_towards
 
 CLASSES = list(m.CLASSES.values())
 SOURCE, DESTINATION = Side.SOURCE, Side.DESTINATION
 README = (Path(pagefire.protocol.__file__).parent / "README.md").read_text()
+
+#: Where the guest is the source's.
+BEFORE_COMMIT = MAY_FAIL | {Phase.READY}
 
 both_sides = pytest.mark.parametrize("sender", Side, ids=lambda side: str(side.value))
 
@@ -24,7 +37,7 @@ both_sides = pytest.mark.parametrize("sender", Side, ids=lambda side: str(side.v
 @pytest.mark.parametrize("phase", Phase, ids=lambda phase: str(phase.value))
 def test_control(phase: Phase, sender: Side) -> None:
     for message_class in CLASSES:
-        message, payload_bytes = example(message_class)
+        message, payload_bytes = example(message_class, role_towards(phase))
         following = CONTROL.get((phase, sender), {}).get(message_class)
         if following is not None:
             pair = Pair.at(phase)
@@ -78,7 +91,7 @@ def test_handover_is_the_only_way_across_the_commit_point() -> None:
         for message_class, following in allowed.items()
         if phase in BEFORE_COMMIT and following not in BEFORE_COMMIT | {Phase.OVER}
     }
-    assert crossing == {(Phase.READY, SOURCE, m.Handover)}
+    assert crossing == {(Phase.READY, SOURCE, m.Handover), (Phase.READY, DESTINATION, m.Fenced)}
 
 
 def test_there_is_no_way_back_across_the_commit_point() -> None:
@@ -88,24 +101,37 @@ def test_there_is_no_way_back_across_the_commit_point() -> None:
 
 def test_failure_ends_a_migration_before_the_commit_point_only() -> None:
     may_fail = {place for place, allowed in CONTROL.items() if m.Failure in allowed}
-    fenced_answer = (Phase.COMMITTED, DESTINATION)
-    assert may_fail == {(phase, side) for phase in BEFORE_COMMIT for side in Side} | {fenced_answer}
+    assert may_fail == {(phase, side) for phase in MAY_FAIL for side in Side} | {
+        (Phase.READY, SOURCE),
+        # What it sent before it heard that the session is fenced.
+        (Phase.SETTLED, SOURCE),
+        # Of a session of which nothing is known.
+        (Phase.ASKED, DESTINATION),
+    }
     assert all(CONTROL[place][m.Failure] is Phase.OVER for place in may_fail)
 
 
-def test_a_failure_that_crosses_handover_arrives_as_the_fenced_answer() -> None:
+def test_a_fenced_answer_that_crosses_handover_is_heard_and_noted() -> None:
     pair = Pair.at(Phase.READY)
-    failure, _ = example(m.Failure)
+    fenced, _ = example(m.Fenced)
     handover = pair.ends[SOURCE].send(m.Handover())
-    refusal = pair.ends[DESTINATION].send(failure)
-    assert pair.deliver(SOURCE, refusal).message == failure
-    with pytest.raises(RemoteProtocolError, match="phase over"):
-        pair.deliver(DESTINATION, handover)
+    refusal = pair.ends[DESTINATION].send(fenced)
+    assert pair.deliver(SOURCE, refusal).message == fenced
+    assert pair.deliver(DESTINATION, handover).message == m.Handover()
+    assert pair.phases == {Phase.SETTLED}
+    pair.pass_on(SOURCE, m.Noted())
+    assert pair.phases == {Phase.OVER}
+
+
+def test_a_recovery_begins_where_a_migration_is_past_its_commit_point() -> None:
+    pair = Pair.at(Phase.ASKED)
+    pair.pass_on(DESTINATION, *example(m.Taken))
+    assert pair.phases == {Phase.POSTCOPY}
 
 
 def test_every_phase_can_be_left_and_reached() -> None:
     reached = {following for allowed in CONTROL.values() for following in allowed.values()}
-    assert reached | {Phase.GREETING} == set(Phase)
+    assert reached | set(AFTER_WELCOME.values()) | {Phase.GREETING} == set(Phase)
     assert {phase for phase, _ in CONTROL} == set(Phase) - {Phase.OVER}
 
 
@@ -127,9 +153,11 @@ def test_the_specification_has_this_phase_table() -> None:
         for sender, cell in zip((SOURCE, DESTINATION), cells, strict=False):
             for message, following in re.findall(r"`(\w+)` → (\w+)", cell):
                 specified.setdefault((Phase(name), sender), {})[by_name[message]] = Phase(following)
-    for phase in BEFORE_COMMIT:
-        for side in Side:
+    for side in Side:
+        for phase in MAY_FAIL:
             specified.setdefault((phase, side), {})[m.Failure] = Phase.OVER
+        for phase in MAY_BE_LONG:
+            specified.setdefault((phase, side), {})[m.Alive] = phase
     assert specified == CONTROL
 
 

@@ -126,42 +126,29 @@ def test_a_living_daemon_keeps_its_name(directory: Path, bind: Bind) -> None:
 # -- finding -----------------------------------------------------------------------------------------------------------
 
 
-def test_the_only_one_needs_no_name(directory: Path, bind: Bind) -> None:
-    bind("source-a.control")
-    bind("dest-7700.control")
-    assert rd.find(directory, "source", None) == rd.find(directory, "source", "a") == directory / "source-a.control"
-
-
-def test_several_are_listed(directory: Path, bind: Bind) -> None:
-    for name in ("b", "a", "a-b"):
-        bind(f"source-{name}.control")
-    with pytest.raises(UsageError, match=r"several source daemons run here: a-b, a, b[.] Name the one"):
-        rd.find(directory, "source", None)
-    assert rd.find(directory, "source", "a-b") == directory / "source-a-b.control"
-
-
-def test_an_unknown_name_lists_the_living(directory: Path, bind: Bind) -> None:
-    bind("source-a.control")
-    with pytest.raises(UsageError, match=r"no source daemon named z: running in .*: a"):
-        rd.find(directory, "source", "z")
-    with pytest.raises(UsageError, match=r"no dest daemon named z: running in .*: none"):
-        rd.find(directory, "dest", "z")
-
-
-def test_none(directory: Path, tmp_path: Path) -> None:
-    for empty in (directory, tmp_path / "never-made"):
-        with pytest.raises(UsageError, match=r"no dest daemon runs here.*Start"):
-            rd.find(empty, "dest", None)
-
-
-def test_traces_of_killed_daemons_are_swept(directory: Path, bind: Bind) -> None:
+def test_who_answers_is_running_and_traces_of_killed_daemons_are_swept(directory: Path, bind: Bind) -> None:
     bind("source-dead.control").close()
     bind("source-alive.control")
-    bind("dest-1.control").close()
+    bind("dest-1.control")
     (directory / "source-dead.log").touch()
-    assert rd.find(directory, "source", None) == directory / "source-alive.control"
-    assert sorted(path.name for path in directory.iterdir()) == [
-        "dest-1.control",
-        "source-alive.control",
-        "source-dead.log",
+    assert rd.running(directory) == [directory / "dest-1.control", directory / "source-alive.control"]
+    assert not (directory / "source-dead.control").exists()
+    assert (directory / "source-dead.log").exists()
+
+
+def test_nobody_runs_in_an_empty_directory(directory: Path, tmp_path: Path) -> None:
+    assert rd.running(directory) == rd.running(tmp_path / "never-made") == []
+
+
+def test_a_guest_whose_daemon_answers_is_no_orphan(directory: Path, bind: Bind) -> None:
+    bind("source-a.control")
+    bind("dest-1.control").close()
+    for stem, label in (("source-a", "born"), ("dest-1", "0123"), ("dest-2", "4567"), ("source-x~y", "born")):
+        bind(rd.guest_path(directory, stem, label).name)
+    assert [path.name for path in rd.orphans(directory)] == [
+        "dest-1~0123.guest",
+        "dest-2~4567.guest",
+        "source-x~y~born.guest",
     ]
+    assert [path.name for path in rd.orphans(directory, "dest-1")] == ["dest-1~0123.guest"]
+    assert rd.orphans(directory, "source-a") == []

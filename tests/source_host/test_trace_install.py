@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pagefire.guest_workload.control_block import BUCKET_NS, ControlBlock, Owner
+from pagefire.guest_workload.control_block import BUCKET_NS, ControlBlock
 from pagefire.guest_workload.guest_config import Backing, GuestConfig
 from pagefire.guest_workload.guest_process import GuestProcess
 from pagefire.guest_workload.linux.memfd import data_extents
 from pagefire.protocol.errors import UsageError
+from pagefire.protocol.ownership import Owner
 from pagefire.protocol.pages import GRANULE_PAGES, PAGE_BYTES, PageSet
 from pagefire.source_host.trace_install import InstallOptions, Rolling, cost_of_install, install
 from pagefire.source_host.tracker_choice import choose_tracker, granularity_of, make_tracker

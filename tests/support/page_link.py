@@ -35,8 +35,8 @@ def tcp_pair() -> tuple[socket.socket, socket.socket]:
 def greeted(role: Role) -> tuple[Connection, Connection]:
     """Give both ends of a page or fault connection that has joined its session."""
     source, destination = Connection(Side.SOURCE, role), Connection(Side.DESTINATION)
-    hello = Hello([1], [], role.value, 0, b"session", b"secret", "test", "guest")
-    welcome = Welcome(1, [], b"session", b"secret", "test", "machine")
+    hello = Hello([1], [], role.value, 0, b"session", b"secret", "test", "guest", 10.0)
+    welcome = Welcome(1, [], b"session", b"secret", "test", "machine", 10.0)
     for sender, receiver, message in ((source, destination, hello), (destination, source, welcome)):
         sent = sender.send(message)
         while sent:

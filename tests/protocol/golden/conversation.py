@@ -5,7 +5,7 @@ from __future__ import annotations
 from pagefire.protocol import messages as m
 from pagefire.protocol.connection import Arrival, Connection
 from pagefire.protocol.frames import encode_head
-from pagefire.protocol.state import CONTROL, Phase, Role, Side
+from pagefire.protocol.state import AFTER_WELCOME, CONTROL, Phase, Role, Side
 from tests.protocol.golden.examples import BY_CLASS, EXAMPLES
 
 Step = tuple[Side, m.Message, int]
@@ -16,7 +16,15 @@ def example(message_class: type[m.Message], role: Role = Role.CONTROL) -> tuple[
         hello = EXAMPLES["Hello control"][0]
         assert isinstance(hello, m.Hello)
         return m.Hello(
-            hello.versions, hello.capabilities, role.value, 0, hello.session, hello.secret, hello.software, hello.name
+            hello.versions,
+            hello.capabilities,
+            role.value,
+            0,
+            hello.session,
+            hello.secret,
+            hello.software,
+            hello.name,
+            10.0,
         ), 0
     return BY_CLASS[message_class]
 
@@ -28,13 +36,20 @@ def simple(message_class: type[m.Message], role: Role = Role.CONTROL) -> m.Messa
     return message
 
 
-def steps_to(goal: Phase, role: Role = Role.CONTROL) -> list[Step]:
-    """Find the shortest legal conversation that ends in `goal` on a control connection."""
+def role_towards(goal: Phase) -> Role:
+    """Give the role of a connection that can come to `goal`: a recovery begins where no other does."""
+    return Role.RECOVERY if goal is Phase.ASKED else Role.CONTROL
+
+
+def steps_to(goal: Phase) -> list[Step]:
+    """Find the shortest legal conversation that ends in `goal` on a control or recovery connection."""
+    role = role_towards(goal)
     paths: dict[Phase, list[Step]] = {Phase.GREETING: []}
     while goal not in paths:
         known = dict(paths)
         for (phase, sender), allowed in CONTROL.items():
-            for message_class, following in allowed.items():
+            for message_class, named in allowed.items():
+                following = AFTER_WELCOME[role] if message_class is m.Welcome else named
                 if phase in known and following not in paths:
                     paths[following] = [*known[phase], (sender, *example(message_class, role))]
     return paths[goal]
@@ -49,7 +64,7 @@ class Pair:
     @classmethod
     def at(cls, phase: Phase) -> Pair:
         """Make the two ends of a control connection that has come to `phase`."""
-        pair = cls()
+        pair = cls(role_towards(phase))
         for sender, message, payload_bytes in steps_to(phase):
             pair.pass_on(sender, message, payload_bytes)
         return pair

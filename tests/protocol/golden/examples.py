@@ -25,6 +25,7 @@ _HELLO = m.Hello(
     secret=b"",
     software="pagefire 0.1",
     name="guest0",
+    silence_s=10.0,
 )
 _OFFER = m.Offer(
     name="guest0",
@@ -46,12 +47,18 @@ _OFFER = m.Offer(
 #: Name -> message and the bytes of its payload.
 EXAMPLES: dict[str, tuple[m.Message, int]] = {
     "Hello control": (_HELLO, 0),
+    "Hello recovery": (
+        m.Hello([1], [], "recovery", 0, bytes(range(16)), bytes(range(16, 32)), "pagefire 0.1", "guest0", 10.0),
+        0,
+    ),
     "Hello pages": (
-        m.Hello([1, 2], [], "pages", 1, bytes(range(16)), bytes(range(16, 32)), "pagefire 0.1", "guest0"),
+        m.Hello([1, 2], [], "pages", 1, bytes(range(16)), bytes(range(16, 32)), "pagefire 0.1", "guest0", 0.5),
         0,
     ),
     "Welcome": (
-        m.Welcome(1, ["postcopy"], bytes(range(16)), bytes(range(16, 32)), "pagefire 0.1", "boot/time:[4026531834]"),
+        m.Welcome(
+            1, ["postcopy"], bytes(range(16)), bytes(range(16, 32)), "pagefire 0.1", "boot/time:[4026531834]", 30.0
+        ),
         0,
     ),
     "Failure": (m.Failure("cancelled", "the migration was cancelled", "the guest runs on here", ""), 0),
@@ -80,6 +87,7 @@ EXAMPLES: dict[str, tuple[m.Message, int]] = {
     "Accept": (m.Accept(4711, 0.25), 0),
     "Populate": (m.Populate(_PAGES), 0),
     "Populated": (m.Populated(), 0),
+    "Alive": (m.Alive(), 0),
     "Pages": (m.Pages(_PAGES), 3 * 4096),
     "Pages none": (m.Pages(PageSet.empty()), 0),
     "ZeroPages": (m.ZeroPages(_PAGES), 0),
@@ -91,6 +99,11 @@ EXAMPLES: dict[str, tuple[m.Message, int]] = {
     "DigestsCompared": (m.DigestsCompared(PageSet.empty()), 0),
     "Handover": (m.Handover(), 0),
     "Resumed": (m.Resumed(123_456_789_000_000, 123_456_789_040_000), 0),
+    "Taken": (m.Taken(3, 123_456_789_000_000, 123_456_789_040_000), 20),
+    "Taken by a successor": (m.Taken(0, 0, 0), 11),
+    "Fenced": (m.Fenced("failed", "the destination has not taken the guest", "its daemon ended", ""), 0),
+    "Noted": (m.Noted(), 0),
+    "Perished": (m.Perished("the guest process 4711 ended"), 0),
     "Fetch": (m.Fetch(PageSet.span(3, 4)), 0),
     "Resident": (m.Resident(1 << 47, 100, 7, 1, 12, [40.5, 800.0, 1200.25], 0.5), 0),
     "Released": (m.Released(), 0),

@@ -1,0 +1,63 @@
+"""How a guest fared after it came: watched for a while, checked by its workload, told to the source as the last message."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from pagefire.guest_workload.guest_process import GuestProcess
+from pagefire.guest_workload.linux.cpu_time import cpu_seconds
+from pagefire.guest_workload.linux.memory_use import memory_use_bytes
+from pagefire.protocol.messages import Aftermath, Offer
+from pagefire.protocol.transport.tasks import in_thread
+
+_BUCKET_NS = 10_000_000
+
+
+async def watch(guest: GuestProcess, offer: Offer, cpu_before_s: float) -> Aftermath:
+    """Watch a guest that is whole for as long as the source asked, check it if it did; `cpu_before_s`: this daemon's at the start.
+
+    The check pauses the guest, so nobody else may pause or migrate it meanwhile. Raises GuestError.
+    """
+    cpu_dest_s, cpu_guest_s = cpu_seconds() - cpu_before_s, cpu_seconds(guest.pid)
+    (own_bytes, tables_bytes), (_, guest_tables_bytes) = memory_use_bytes(), memory_use_bytes(guest.pid)
+    await asyncio.sleep(offer.settle_s)
+    control = guest.control
+    until_ns = time.monotonic_ns() // _BUCKET_NS * _BUCKET_NS
+    since_ns = control.resumed_at_ns // _BUCKET_NS * _BUCKET_NS
+    buckets = control.buckets(since_ns, until_ns)
+    first_commits_ns, commits_here = control.first_commits_ns(), control.commits()
+    pause_s, problems, committed = 0.0, list[str](), -1
+    if offer.check:
+        pause_s, commits_here, problems, committed = await _check(guest)
+    return Aftermath(
+        first_commits_ns=first_commits_ns.tolist(),
+        buckets_since_ns=since_ns,
+        buckets=buckets.tolist(),
+        cpu_dest_s=cpu_dest_s,
+        cpu_guest_s=cpu_guest_s,
+        dest_own_bytes=own_bytes,
+        dest_tables_bytes=tables_bytes,
+        guest_tables_bytes=guest_tables_bytes,
+        checked=offer.check,
+        check_problems=problems,
+        committed_in_memory=committed,
+        commits_here=commits_here,
+        check_pause_s=pause_s,
+    )
+
+
+async def _check(guest: GuestProcess) -> tuple[float, int, list[str], int]:
+    """Pause the guest and let its workload look for what should not be.
+
+    Gives the pause in seconds, the commits that the vCPUs counted here, the problems, the commits that guest memory holds.
+    """
+    began = time.monotonic()
+    guest.control.request_pause()
+    try:
+        await in_thread(guest.control.wait_parked, None)
+        commits_here = guest.control.commits()
+        found = await in_thread(guest.check)
+    finally:
+        guest.control.resume()
+    return time.monotonic() - began, commits_here, list(found.problems), found.committed

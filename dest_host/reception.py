@@ -1,0 +1,205 @@
+"""The listening port of a host: who calls, with what right, and which session it is about.
+
+A control connection begins a migration, a recovery connection asks what became of a session, any other joins one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+import logging
+import socket
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from pagefire.dest_host.house import House
+from pagefire.dest_host.journal import LastWord
+from pagefire.dest_host.migration import IncomingMigration, say_last_word
+from pagefire.dest_host.postcopy import RELEASE_S
+from pagefire.guest_workload.guest_process import GuestProcess
+from pagefire.protocol.bitmap import encode_bitmap
+from pagefire.protocol.connection import Connection
+from pagefire.protocol.errors import PagefireError, PeerRefused, RemoteProtocolError
+from pagefire.protocol.messages import Hello, Released, Resident, Taken, Welcome
+from pagefire.protocol.negotiation import CAPABILITIES, choose_version
+from pagefire.protocol.pages import PageSet
+from pagefire.protocol.state import Role, Side, Status
+from pagefire.protocol.transport.clock import machine_identity
+from pagefire.protocol.transport.frame_stream import FrameStream, describe_failure
+from pagefire.protocol.transport.software import software_name
+from pagefire.protocol.transport.tasks import in_thread
+
+log = logging.getLogger("pagefire.dest")
+
+#: A connection that has not said who it is by then is closed.
+GREETING_S = 10.0
+_ENDED = (Status.COMPLETED, Status.FAILED, Status.CANCELLED)
+
+
+class Reception:
+    """Takes guests in on `listener` between `open` and `close`; owns the listener."""
+
+    def __init__(self, listener: socket.socket, house: House) -> None:
+        self._listener = listener
+        self._house = house
+        self.migrations: list[IncomingMigration] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._running: dict[IncomingMigration, asyncio.Task[None]] = {}
+        self._accepting: asyncio.Task[None] | None = None
+
+    def open(self) -> None:
+        self._accepting = asyncio.create_task(self._accept())
+
+    async def adopt(self, guest: GuestProcess) -> None:
+        """Go on with a guest whose pages were still arriving when its daemon died; raises GuestError."""
+        migration = await in_thread(IncomingMigration.adopted, guest, self._house)
+        log.info("guest=%s adopted pid=%d: its pages are still arriving", migration.name, guest.pid)
+        self._begin(self._run(migration))
+
+    def named(self, name: str) -> bool:
+        """Tell whether a guest of that name is on its way here; the one that asks does not count."""
+        return sum(migration.name == name for migration in self.migrations) > 1
+
+    # -- connections -------------------------------------------------------------------------------------------------------
+
+    def _begin(self, work: Any) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _accept(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            sock, address = await loop.sock_accept(self._listener)
+            self._begin(self._greet(sock, f"{address[0]}:{address[1]}"))
+
+    async def _greet(self, sock: socket.socket, peer: str) -> None:
+        """Find out who calls; a control connection becomes a migration, any other belongs to one."""
+        stream = FrameStream(sock, Connection(Side.DESTINATION))
+        try:
+            hello = await stream.expect(Hello, GREETING_S)
+            log.info("peer=%s guest=%r role=%s software=%r", peer, hello.name, hello.role, hello.software)
+            match Role(hello.role):
+                case Role.CONTROL:
+                    await self._run(IncomingMigration.asked_for(stream, hello, self._house))
+                case Role.RECOVERY:
+                    await self._recover(stream, hello)
+                case role:
+                    migration = self._session_of(hello)
+                    if migration is None:
+                        raise RemoteProtocolError("no such session, or not its secret")
+                    await stream.send(self._welcome(hello))
+                    migration.join(role, stream)
+        except Exception as error:
+            log.warning("peer=%s refused why=%s", peer, error, exc_info=not isinstance(error, PagefireError))
+            with contextlib.suppress(PagefireError, TimeoutError):
+                async with asyncio.timeout(1.0):
+                    await stream.send(describe_failure(error))
+            stream.close()
+
+    async def _run(self, migration: IncomingMigration) -> None:
+        self.migrations.append(migration)
+        task = asyncio.current_task()
+        assert task is not None
+        self._running[migration] = task
+        try:
+            await migration.run()
+        finally:
+            del self._running[migration]
+            if migration.guest is None:
+                self.migrations.remove(migration)
+
+    def _session_of(self, hello: Hello) -> IncomingMigration | None:
+        for migration in self.migrations:
+            session = migration.session
+            if hmac.compare_digest(session.identity, hello.session) & hmac.compare_digest(session.secret, hello.secret):
+                return migration
+        return None
+
+    def _welcome(self, hello: Hello) -> Welcome:
+        silence_s = self._house.limits.silence_s
+        return Welcome(
+            choose_version(hello), list(CAPABILITIES), b"", b"", software_name(), machine_identity(), silence_s
+        )
+
+    async def _recover(self, stream: FrameStream, hello: Hello) -> None:
+        """The source asks what became of a session."""
+        migration = self._session_of(hello)
+        welcome = self._welcome(hello)
+        if migration is not None:
+            await stream.send(welcome)
+            if migration.take_up(stream, hello.silence_s):
+                return
+            # Not taken: it is being fenced, and the journal knows of it when that is done.
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait({self._running[migration]})
+        last = await in_thread(self._house.journal.find, hello.session)
+        if last is None or not hmac.compare_digest(last.secret, hello.secret):
+            raise PeerRefused(
+                "the destination knows nothing of this session",
+                "no guest of it is here, and nothing is written down",
+                "start the daemon that took it, or decide where the guest runs",
+            )
+        if migration is None:
+            await stream.send(welcome)
+        await self._answer(stream, hello.session, last)
+
+    async def _answer(self, stream: FrameStream, session: bytes, last: LastWord) -> None:
+        """Say what the journal knows; what the source has noted is forgotten."""
+        if last.word == "resident":
+            await stream.send(Taken(0, 0, 0), encode_bitmap("compacted", PageSet.empty(), 1))
+            await stream.send(Resident(time.monotonic_ns(), 0, 0, 0, 0, [], 0.0))
+            await stream.expect(Released, RELEASE_S)
+            noted = True
+        else:
+            noted = await say_last_word(stream, last)
+        if noted:
+            self._house.journal.forget(session)
+        stream.close()
+
+    # -- the end -----------------------------------------------------------------------------------------------------------
+
+    def unfinished(self) -> Iterator[IncomingMigration]:
+        """Give the migrations whose guest runs here and whose pages have not all come."""
+        return (m for m in self.migrations if m.owns_guest and m.status not in _ENDED)
+
+    async def close(self, forced: asyncio.Event) -> list[str]:
+        """Take nobody in any more, cancel what is before its commit point, finish what is after it.
+
+        Once `forced` is set nothing is waited for: gives the names of the guests that are lost by it.
+        """
+        if self._accepting is not None:
+            self._accepting.cancel()
+            await asyncio.gather(self._accepting, return_exceptions=True)
+        self._listener.close()
+        for task in self._tasks - {self._running[m] for m in self.migrations if m.owns_guest and m in self._running}:
+            task.cancel()
+        unfinished, lost = list(self.unfinished()), []
+        for migration in unfinished:
+            log.warning(
+                "guest=%s %d pages are still at the source: finishing first; a second signal loses the guest",
+                migration.name,
+                migration.missing_pages,
+            )
+        if self._tasks:
+            tasks = list(self._tasks)
+            force: asyncio.Future[Any] = asyncio.ensure_future(forced.wait())
+            everything: asyncio.Future[Any] = asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.wait({force, everything}, return_when=asyncio.FIRST_COMPLETED)
+            if forced.is_set():
+                lost = [migration for migration in unfinished if migration.status not in _ENDED]
+            for waiting in (force, *tasks):
+                waiting.cancel()
+            await asyncio.gather(force, *tasks, return_exceptions=True)
+        for migration in lost:
+            why = "its daemon was forced to end before all pages had come"
+            self._house.journal.write(
+                migration.session.identity, LastWord(migration.session.secret, "perished", why=why)
+            )
+        for migration in self.migrations:
+            if migration.guest is not None:
+                log.info("guest=%s ending with its daemon", migration.name)
+                await in_thread(migration.guest.terminate)
+        return [migration.name for migration in lost]

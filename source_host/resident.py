@@ -1,0 +1,274 @@
+"""A guest that lives on this host, from its birth, arrival or adoption until it has left, and the migrations that take it away."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import dataclasses
+import logging
+import os
+import time
+
+from pagefire.guest_workload import keepsake
+from pagefire.guest_workload.control_block import RunState
+from pagefire.guest_workload.guest_process import GuestProcess
+from pagefire.protocol.bitmap import encode_bitmap
+from pagefire.protocol.errors import GuestError, PagefireError
+from pagefire.protocol.ownership import Act, Event, Owner, Ownership
+from pagefire.protocol.pages import pages_of
+from pagefire.protocol.report import MigrationReport
+from pagefire.protocol.state import Side, Status
+from pagefire.protocol.transport.control_socket import Emit, Json
+from pagefire.protocol.transport.points import Points
+from pagefire.protocol.transport.tasks import in_thread
+from pagefire.source_host.adopted import AdoptedMigration
+from pagefire.source_host.departure import DEPARTURE, forget_record
+from pagefire.source_host.migration import OutgoingMigration
+from pagefire.source_host.options import MigrationOptions
+
+log = logging.getLogger("pagefire.source")
+
+_OPTION_NAMES = {field.name for field in dataclasses.fields(MigrationOptions)}
+
+
+class ResidentGuest:
+    """One guest, one migration of it at a time. After it has left, what is known of its last migration can still be asked."""
+
+    def __init__(self, guest: GuestProcess, points: Points) -> None:
+        """Take a guest over, which runs already if it is this host's own (OWNER); `settle` begins."""
+        self.guest = guest
+        self.name = guest.config.name
+        self._points = points
+        self._migration: OutgoingMigration | AdoptedMigration | None = None
+        self._task: asyncio.Task[MigrationReport] | None = None
+        self._died = False
+        self._watched = -1
+        self._lost_pages: int | None = None
+
+    async def settle(self) -> None:
+        """Own the guest and let it run, or go on with the migration that its last daemon had relinquished it to."""
+        control = self.guest.control
+        # A descriptor of our own: the guest's is closed in a thread when its memory is freed, and a loop that still watches a
+        # closed number refuses the next connection that is given it.
+        self._watched = os.dup(self.guest.pidfd)
+        asyncio.get_running_loop().add_reader(self._watched, self._guest_died)
+        found = await in_thread(keepsake.find, self.guest, DEPARTURE)
+        if control.owner is Owner.RELINQUISHED and found is not None:
+            migration = AdoptedMigration(
+                self.guest, found[0], MigrationOptions(to=""), self._points, lambda event: None
+            )
+            log.warning("guest=%s adopted: it was handed over to %s, asking there", self.name, migration.options.to)
+            self._begin(migration)
+            return
+        if found is not None:
+            # Its daemon died before the commit point: what that had protected and split went with its userfaultfd.
+            await forget_record(self.guest)
+            await in_thread(self.guest.give_back_huge_mappings)
+        if control.owner is Owner.NONE:
+            # Newborn: the first word of all.
+            control.owner = Owner.OWNER
+        if control.run_state is RunState.PAUSE:
+            control.resume()
+
+    @property
+    def gone(self) -> bool:
+        """Whether the guest is another host's."""
+        return self._migration is not None and self._migration.relinquished
+
+    @property
+    def left(self) -> bool:
+        """Whether nothing of the guest is here any more: it has been migrated."""
+        return self._migration is not None and self._migration.status is Status.COMPLETED
+
+    @property
+    def here(self) -> bool:
+        """Whether the guest's memory and control block can be looked at."""
+        return not self._died and not self.left
+
+    # -- operations ----------------------------------------------------------------------------------------------------------
+
+    def status(self) -> Json:
+        """Describe the guest and its last migration, in plain values."""
+        migration, config = self._migration, self.guest.config
+        control = self.guest.control if self.here and not self.gone else None
+        status: Json = {
+            "name": self.name,
+            "resident": not self.left,
+            "workload": config.workload,
+            "memory_bytes": config.memory_bytes,
+            "vcpus": config.vcpus,
+            "owner": control is not None,
+            "running": control is not None and not control.all_parked,
+            "commits": control.commits() if control is not None else None,
+            "status": Status.NONE.value,
+            "error": "the guest process ended" if self._died and not self.gone else None,
+        }
+        if migration is None:
+            return status
+        departure = migration.departure
+        status |= {
+            "status": migration.status.value,
+            "destination": (departure or migration).options.to,
+            "remaining_pages": migration.pages_left,
+            "error": status["error"] or (departure.error if departure is not None else None) or migration.report.error,
+        }
+        if isinstance(migration, OutgoingMigration):
+            progress = migration.progress
+            status |= {
+                "mode": migration.options.mode,
+                "round": progress.round,
+                "remaining_pages": progress.remaining_pages,
+                "elapsed_s": time.monotonic() - progress.started_s,
+                "rounds": [dataclasses.asdict(round_) for round_ in migration.report.rounds],
+            }
+        return status
+
+    async def migrate(self, request: Json, emit: Emit) -> Json:
+        """Migrate as the request's options say; gives {"report"}."""
+        options = MigrationOptions(**{name: request[name] for name in _OPTION_NAMES & request.keys()})
+        if self._task is not None and not self._task.done():
+            assert self._migration is not None
+            raise PagefireError(
+                f"guest {self.name} is already migrating", f"to {self._migration.options.to}", "wait, or cancel it"
+            )
+        if self.gone:
+            assert self._migration is not None
+            raise PagefireError(f"guest {self.name} is not here any more", f"it runs at {self._migration.options.to}")
+        if self._died:
+            raise GuestError(f"guest {self.name} is dead", "its process ended")
+        migration = OutgoingMigration(self.guest, options, self._points, emit)
+        try:
+            report = await asyncio.shield(self._begin(migration))
+        except PagefireError:
+            # The error answers the request; what had been measured until then goes before it.
+            emit({"event": "ended", "report": migration.report.as_dict()})
+            raise
+        except asyncio.CancelledError:
+            if self._lost_pages is not None:
+                raise self.loss() from None
+            raise
+        return {"report": report.as_dict()}
+
+    async def cancel(self) -> Json:
+        """Cancel the migration, before its commit point; raises PagefireError after it."""
+        migration, task = self._migration, self._task
+        if migration is None or task is None or task.done():
+            raise PagefireError(f"guest {self.name} is not migrating")
+        if not isinstance(migration, OutgoingMigration) or migration.relinquished:
+            raise PagefireError(
+                "too late to cancel",
+                f"guest {self.name} runs at {migration.options.to}, {migration.pages_left} pages are left to move",
+            )
+        migration.status = Status.CANCELLING
+        task.cancel()
+        await asyncio.wait({task})
+        return {"status": migration.status.value}
+
+    async def recover(self, to: str | None, *, take_back: bool) -> Json:
+        """Reach the destination of a post-copy that is paused, now, at `to` if it is given; gives the report when all has moved.
+
+        `take_back`: let the guest run here again, from where it stood at the stun, because the destination has lost it.
+        """
+        if take_back and self._died:
+            raise GuestError(f"guest {self.name} cannot be taken back", "its process here has ended too")
+        migration, task = self._migration, self._task
+        departure = migration.departure if migration is not None else None
+        if migration is None or departure is None or task is None:
+            raise PagefireError(f"the post-copy of guest {self.name} is not paused", "", "nothing is to be recovered")
+        if task.done():
+            if not take_back or migration.status is Status.COMPLETED:
+                raise PagefireError(
+                    f"the post-copy of guest {self.name} is not paused", str(migration.report.error or "")
+                )
+            await self._run_again()
+            return {"status": "taken back"}
+        if departure.status not in (Status.POSTCOPY_PAUSED, Status.POSTCOPY_RECOVER):
+            raise PagefireError(
+                f"the post-copy of guest {self.name} is not paused", f"{migration.pages_left} pages are left to move"
+            )
+        if take_back:
+            departure.take_back()
+            await asyncio.wait({task})
+            return {"status": "taken back"}
+        departure.retry(to)
+        report = await asyncio.shield(task)
+        return {"report": report.as_dict()}
+
+    async def _run_again(self) -> None:
+        assert Ownership(Side.SOURCE, self.guest.control).on(Event.TAKE_BACK) is Act.RUN
+        self._migration = self._task = None
+        self.guest.control.resume()
+        await forget_record(self.guest)
+        await in_thread(self.guest.give_back_huge_mappings)
+
+    def remaining(self) -> Json:
+        """Give the switchover's bitmap, compacted: for tests that stand at a point."""
+        assert isinstance(self._migration, OutgoingMigration)
+        pages = self._migration.remaining
+        coded = encode_bitmap("compacted", pages, pages_of(self.guest.memory.size_bytes))
+        return {"bitmap": base64.b64encode(coded).decode(), "pages": pages.pages}
+
+    # -- the guest, and the end ----------------------------------------------------------------------------------------------
+
+    def _begin(self, migration: OutgoingMigration | AdoptedMigration) -> asyncio.Task[MigrationReport]:
+        self._migration = migration
+        self._task = asyncio.create_task(migration.run())
+        # Where nobody waits for it: how it ended stands in its report.
+        self._task.add_done_callback(lambda task: task.cancelled() or task.exception())
+        return self._task
+
+    def _guest_died(self) -> None:
+        self._stop_watching()
+        self._died = True
+        if self.gone:
+            return
+        log.error("guest=%s pid=%d the guest process ended", self.name, self.guest.pid)
+        if isinstance(self._migration, OutgoingMigration):
+            self._migration.guest_died()
+
+    def loss(self) -> GuestError:
+        """Make the error of a daemon that was forced to end."""
+        return GuestError(
+            f"guest {self.name} is lost",
+            f"its source daemon was forced to end, and {self._lost_pages} of its pages were only there",
+        )
+
+    def _stop_watching(self) -> None:
+        if self._watched >= 0:
+            asyncio.get_running_loop().remove_reader(self._watched)
+            os.close(self._watched)
+            self._watched = -1
+
+    async def wind_down(self, forced: asyncio.Event) -> bool:
+        """End with the daemon: cancel a migration before its commit point, finish it after that, end the guest that is here.
+
+        The only copy of a page may be here: unless `forced` is set, that is waited for. True when the guest is lost by it.
+        """
+        try:
+            await self._finish_or_cancel(forced)
+        finally:
+            self._stop_watching()
+            await in_thread(self.guest.terminate)
+        return self._lost_pages is not None
+
+    async def _finish_or_cancel(self, forced: asyncio.Event) -> None:
+        task, migration = self._task, self._migration
+        if task is None or migration is None or task.done():
+            return
+        if not migration.relinquished:
+            log.warning("guest=%s cancelling the migration", self.name)
+            task.cancel()
+            await asyncio.wait({task})
+            return
+        log.warning(
+            "guest=%s runs at %s and %d of its pages are only here: finishing first; a second signal loses the guest",
+            self.name, migration.options.to, migration.pages_left,
+        )  # fmt: skip
+        force = asyncio.create_task(forced.wait())
+        await asyncio.wait({task, force}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            log.error("guest=%s forced to end: the guest is lost", self.name)
+            self._lost_pages = migration.pages_left
+            task.cancel()
+        force.cancel()
+        await asyncio.gather(task, force, return_exceptions=True)
