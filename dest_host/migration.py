@@ -95,18 +95,18 @@ class IncomingMigration:
         return migration
 
     @classmethod
-    def adopted(cls, guest: GuestProcess, house: House) -> IncomingMigration:
+    async def adopted(cls, guest: GuestProcess, house: House) -> IncomingMigration:
         """Take up what a daemon that is gone had begun, of a guest whose `ARRIVAL` is kept and which is this host's own.
 
         Raises GuestError.
         """
-        found = keepsake.find(guest, ARRIVAL)
+        found = await in_thread(keepsake.find, guest, ARRIVAL)
         assert found is not None
         record, (ledger_fd,) = found
         session, offer = Session.of_record(record)
         migration = cls(session, offer.name, house)
         migration.guest, migration._offer = guest, offer
-        migration._paging = DemandPaging.adopt(guest, ledger_fd, migration._break)
+        migration._paging = await in_thread(DemandPaging.adopt, guest, ledger_fd, migration._break)
         return migration
 
     @property
@@ -131,6 +131,11 @@ class IncomingMigration:
     def waiting_pages(self) -> int:
         """Pages that vCPUs wait for."""
         return self._postcopy.waiting_pages if self._postcopy is not None and self.owns_guest else 0
+
+    @property
+    def is_over_but_for_the_source(self) -> bool:
+        """Whether the guest is whole here, and only a source that is out of reach has not heard of it."""
+        return self.status is Status.COMPLETED and self._postcopy is not None and self._postcopy.link is None
 
     async def run(self) -> None:
         """Go through the phases; never raises but for cancellation. `status` and `error` tell how it ended."""

@@ -143,7 +143,8 @@ class Postcopy:
             nonlocal released
             await link.control.send(told)
             await self._house.points.reached("dest-resident")
-            await beside(link.control.expect(Released, RELEASE_S), link.watch())
+            # Not beside `watch`: the source closes its page connections when it hears this.
+            await link.control.expect(Released, RELEASE_S)
             self._house.journal.forget(self._session.identity)
             released = True
 

@@ -54,7 +54,7 @@ class Reception:
 
     async def adopt(self, guest: GuestProcess) -> None:
         """Go on with a guest whose pages were still arriving when its daemon died; raises GuestError."""
-        migration = await in_thread(IncomingMigration.adopted, guest, self._house)
+        migration = await IncomingMigration.adopted(guest, self._house)
         log.info("guest=%s adopted pid=%d: its pages are still arriving", migration.name, guest.pid)
         self._begin(self._run(migration))
 
@@ -174,7 +174,8 @@ class Reception:
             self._accepting.cancel()
             await asyncio.gather(self._accepting, return_exceptions=True)
         self._listener.close()
-        for task in self._tasks - {self._running[m] for m in self.migrations if m.owns_guest and m in self._running}:
+        stay = [m for m in self.migrations if m.owns_guest and not m.is_over_but_for_the_source]
+        for task in self._tasks - {self._running[m] for m in stay if m in self._running}:
             task.cancel()
         unfinished, lost = list(self.unfinished()), []
         for migration in unfinished:

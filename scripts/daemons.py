@@ -131,25 +131,34 @@ class Pair:
         self._source_arguments, self._dest_arguments = source_arguments, dest_arguments or []
         self._source_before, self._dest_before = source_before, dest_before
         self._dest_host = dest_host
+        self._here = ["--runtime-dir", os.fspath(self.directory)]
 
     def __enter__(self) -> Pair:
         try:
-            here = ["--runtime-dir", os.fspath(self.directory)]
-            self.dest = DaemonProcess(
-                ["dest", "--listen", f"{self._dest_host}:0", *here, *self._dest_arguments],
-                self.directory / "dest.log",
-                before=self._dest_before,
-            )
+            self.port = 0
+            self.start_dest()
             self.port = int(self.dest.ready_line.split("listening on ")[1].split(",")[0].rpartition(":")[2])
-            self.source = DaemonProcess(
-                ["source", "--name", self.name, *here, *self._source_arguments],
-                self.directory / "source.log",
-                before=self._source_before,
-            )
+            self.start_source()
         except BaseException:
             self.__exit__(None, None, None)
             raise
         return self
+
+    def start_dest(self) -> None:
+        """Start the destination daemon: on a free port, or again on the one that it had."""
+        self.dest = DaemonProcess(
+            ["dest", "--listen", f"{self._dest_host}:{self.port}", *self._here, *self._dest_arguments],
+            self.directory / "dest.log",
+            before=self._dest_before,
+        )
+
+    def start_source(self, *more: str) -> None:
+        """Start the source daemon with a newborn guest; with `--adopt` as `more`, again, with what one that died has left."""
+        self.source = DaemonProcess(
+            ["source", "--name", self.name, *self._here, *self._source_arguments, *more],
+            self.directory / "source.log",
+            before=self._source_before,
+        )
 
     @property
     def source_socket(self) -> Path:

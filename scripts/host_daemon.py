@@ -294,8 +294,8 @@ async def make_daemon(
 ) -> HostDaemon:
     """Build a daemon on the running loop, with a newborn guest if a `config` is given; raises PagefireError, and nothing is left.
 
-    Where it takes the place of a daemon that died (of the guest's name, or the port), it adopts what that has left; `adopt`: the
-    guests of any daemon that died.
+    Where it takes the place of a daemon that died (of the guest's name, or the port), it adopts what that has left. `adopt`: the
+    guests of any daemon that died, and no newborn.
     """
     with contextlib.ExitStack() as on_failure:
         # The port first: where it is taken, nothing has been made that would be left behind.
@@ -312,8 +312,11 @@ async def make_daemon(
             daemon.listen(listener, host, allowed or Incoming(0))
         on_failure.pop_all()
     names = await daemon.adopt(None if adopt else stem)
-    if config is not None and not adopt:
-        if config.name in names:
+    if config is not None and config.name not in names:
+        if adopt:
+            if not names and listener is None:
+                runtime_directory.leave(directory)
+                raise UsageError("there is no guest to adopt", f"no daemon that died has left one in {directory}")
             return daemon
         started: list[GuestProcess] = []
         guest_path = runtime_directory.guest_path(directory, stem, "born")

@@ -88,6 +88,7 @@ class Departure:
         self._remaining = postcopy.Remaining(pages or PageSet.empty(), swapped)
         self._retry = asyncio.Event()
         self._taken_back = False
+        self._hurried = False
 
     @classmethod
     def of_record(
@@ -112,6 +113,10 @@ class Departure:
         """A person decides that the guest runs here again, as it stood at the stun."""
         self._taken_back = True
         self._retry.set()
+
+    def hurry(self) -> None:
+        """Nothing is here any more but the wish to know how the guest fared: give it up where the link is lost."""
+        self._hurried = True
 
     async def hand_over(self, link: Link) -> Resumed | None:
         """Tell the destination that the guest is its own; gives its answer, None where a successor does not know it."""
@@ -183,7 +188,7 @@ class Departure:
                 return link
             except LINK_ERRORS:
                 await link.close()
-                if time.monotonic() > until_s:
+                if self._hurried or time.monotonic() > until_s:
                     raise
                 await asyncio.sleep(FIRST_RETRY_S)
             except BaseException:

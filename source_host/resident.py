@@ -260,6 +260,8 @@ class ResidentGuest:
             task.cancel()
             await asyncio.wait({task})
             return
+        if migration.departure is not None:
+            migration.departure.hurry()
         log.warning(
             "guest=%s runs at %s and %d of its pages are only here: finishing first; a second signal loses the guest",
             self.name, migration.options.to, migration.pages_left,

@@ -49,6 +49,19 @@ class HostPair(Pair):
             finally:
                 process.kill()
 
+    def kill(self, which: str) -> None:
+        """End a daemon (source, dest) by SIGKILL."""
+        daemon = getattr(self, which)
+        daemon.process.kill()
+        daemon.end()
+
+    def restart(self, which: str) -> None:
+        """Start the successor of a daemon that was killed."""
+        if which == "source":
+            self.start_source("--adopt")
+        else:
+            self.start_dest()
+
     def on_source(self, op: str, **fields: Any) -> Json:
         return request(self.source_socket, op, timeout_s=60.0, **fields)
 
