@@ -8,6 +8,7 @@ import time
 from pagefire.guest_workload.guest_process import GuestProcess
 from pagefire.guest_workload.linux.cpu_time import cpu_seconds
 from pagefire.guest_workload.linux.memory_use import memory_use_bytes
+from pagefire.protocol.errors import GuestError
 from pagefire.protocol.messages import Aftermath, Offer
 from pagefire.protocol.transport.tasks import in_thread
 
@@ -55,7 +56,10 @@ async def _check(guest: GuestProcess) -> tuple[float, int, list[str], int]:
     began = time.monotonic()
     guest.control.request_pause()
     try:
-        await in_thread(guest.control.wait_parked, None)
+        # In slices: a guest that dies meanwhile never parks.
+        while not await in_thread(guest.control.wait_parked, 0.1):
+            if not guest.alive:
+                raise GuestError(f"the guest process {guest.pid} ended while it was checked")
         commits_here = guest.control.commits()
         found = await in_thread(guest.check)
     finally:

@@ -416,13 +416,15 @@ class IncomingMigration:
             self._link = self._postcopy.link
         guest, completed = self.guest, self.status is Status.COMPLETED
         self._status, self._postcopy = (Status.COMPLETED if completed else status), None
+        phase = self._control.connection.phase if self._link is not None else None
         if guest is not None and self.owns_guest:
-            if guest.alive:
+            if not await in_thread(guest.ends_within, LAST_WORD_S if isinstance(error, GuestError) else 0):
                 self._close_link()
                 return
             if not completed:
                 await self._last_word(LastWord(self.session.secret, "perished", why=self._error))
-        elif guest is not None and self._link is not None and self._control.connection.phase is Phase.READY:
+        elif guest is not None and phase in (Phase.READY, Phase.COMMITTED):
+            # COMMITTED: HANDOVER has come, and was not taken.
             self._ownership.on(Event.FAILED)
             told = asdict(describe_failure(error, status.value))
             await self._last_word(LastWord(self.session.secret, "fenced", **told))

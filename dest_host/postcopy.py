@@ -37,6 +37,7 @@ log = logging.getLogger("pagefire.dest")
 LINK_ERRORS = (LinkLost, RemoteProtocolError, OSError)
 #: How long the source may take to say that it has freed its copy, its link lost or not, before the guest is on its own here.
 RELEASE_S = 30.0
+_JOURNAL_RETRY_S = 1.0
 
 
 @dataclass(slots=True)
@@ -128,11 +129,20 @@ class Postcopy:
         )
         # Written down first: a source that asks must hear it, whatever becomes of this daemon.
         last = LastWord(self._session.secret, "resident")
-        await in_thread(self._house.journal.write, self._session.identity, last)
+        await self._write_down(last)
         await self._paging.end()
         log.info("guest=%s phase=resident", self._offer.name)
         self.status = Status.COMPLETED
         return await self._tell(told)
+
+    async def _write_down(self, last: LastWord) -> None:
+        """Write the last word, however long it takes: the guest runs meanwhile, and the source keeps its copy."""
+        while True:
+            try:
+                return await in_thread(self._house.journal.write, self._session.identity, last)
+            except OSError as error:
+                log.error("guest=%s the journal cannot be written: %s; trying again", self._offer.name, error)
+                await asyncio.sleep(_JOURNAL_RETRY_S)
 
     async def _tell(self, told: Resident) -> Link | None:
         """Say Resident until the source has heard it: it frees its copy then, and says so."""

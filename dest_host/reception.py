@@ -130,11 +130,19 @@ class Reception:
         welcome = self._welcome(hello)
         if migration is not None:
             await stream.send(welcome)
-            if migration.take_up(stream, hello.silence_s):
+            # Not taken: it is being fenced, and the journal knows of it when that is done. Or HANDOVER was faster.
+            while not migration.take_up(stream, hello.silence_s):
+                task = self._running.get(migration)
+                if task is None or (await asyncio.wait({task}, timeout=0.05))[0]:
+                    break
+            else:
                 return
-            # Not taken: it is being fenced, and the journal knows of it when that is done.
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.wait({self._running[migration]})
+            if migration.owns_guest:
+                raise PeerRefused(
+                    "the destination has the guest, and cannot go on with its pages",
+                    str(migration.error),
+                    "restart the daemon there: it adopts the guest",
+                )
         last = await in_thread(self._house.journal.find, hello.session)
         if last is None or not hmac.compare_digest(last.secret, hello.secret):
             raise PeerRefused(

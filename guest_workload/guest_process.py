@@ -181,7 +181,11 @@ class GuestProcess:
     @property
     def alive(self) -> bool:
         """Say whether the process still runs."""
-        return not self._wait(0)
+        return not self.ends_within(0)
+
+    def ends_within(self, timeout_s: float) -> bool:
+        """Say whether the process ends in that time. Its memory is gone some moments before: a call on it says so first."""
+        return self._wait(timeout_s)
 
     def terminate(self, *, keep_log: bool = False) -> None:
         """End the process, politely or after a second by SIGKILL; reap it, close everything, unlink its socket and log."""

@@ -58,7 +58,7 @@ class Event(enum.Enum):
     PERISHED = "perished"
     #: The source heard `Resident`: no page is missing there.
     RESIDENT = "resident"
-    #: A person decides that the guest runs here again: only where the destination has lost it, or knows nothing of it.
+    #: A person decides that the guest runs here again: where the destination has lost it, knows nothing of it, or is gone itself.
     TAKE_BACK = "take back"
     #: The destination received `Handover`.
     HANDOVER = "handover"

@@ -89,6 +89,8 @@ class Departure:
         self._retry = asyncio.Event()
         self._taken_back = False
         self._hurried = False
+        #: How the session has ended at the destination, once it was heard.
+        self._heard: PagefireError | None = None
 
     @classmethod
     def of_record(
@@ -200,6 +202,9 @@ class Departure:
 
         Gives what `Taken` tells of the resume, None where the destination's daemon does not know it any more.
         """
+        if self._heard is not None:
+            # The link broke behind the last word, which has been noted: nobody there knows of the session any more.
+            raise self._heard
         began_s, pause_s = time.monotonic(), FIRST_RETRY_S
         if lost is not None:
             self._pause(lost)
@@ -255,21 +260,22 @@ class Departure:
 
     async def _believe(self, last_word: Fenced | Perished, link: Link) -> None:
         """Act on how the session has ended there, and say that it is noted; raises OursAgain or GuestError."""
-        fenced = isinstance(last_word, Fenced)
-        self._ownership.on(Event.FENCED if fenced else Event.PERISHED)
+        if isinstance(last_word, Fenced):
+            self._ownership.on(Event.FENCED)
+            self._heard = OursAgain(last_word.what, last_word.why, last_word.do)
+            if last_word.outcome == "cancelled":
+                self._heard.exit_code = Cancelled.exit_code
+        else:
+            self._ownership.on(Event.PERISHED)
+            self._heard = GuestError(
+                f"guest {self._guest.name} is lost: it died at the destination",
+                last_word.why,
+                "its memory as it stood at the stun is still here: `pagefire recover --take-back` runs it again from there",
+            )
         await self._points.reached("last-word")
         with contextlib.suppress(PagefireError):
             await link.control.send(Noted())
-        if isinstance(last_word, Fenced):
-            ours = OursAgain(last_word.what, last_word.why, last_word.do)
-            if last_word.outcome == "cancelled":
-                ours.exit_code = Cancelled.exit_code
-            raise ours
-        raise GuestError(
-            f"guest {self._guest.name} is lost: it died at the destination",
-            last_word.why,
-            "its memory as it stood at the stun is still here: `pagefire recover --take-back` runs it again from there",
-        )
+        raise self._heard
 
     async def _resident(self, link: Link) -> Resident:
         message = (await link.control.receive()).message

@@ -253,7 +253,10 @@ class OutgoingMigration:
     # -- the stun ------------------------------------------------------------------------------------------------------------
 
     async def _switch_over(self, pages: PageSet, late: Collected) -> None:
-        """Stop the guest and bring the destination to where it could run it. Nothing in here that could be done before or after."""
+        """Stop the guest and bring the destination to where it could run it. Nothing in here that could be done before or after.
+
+        Once the last scan is done the guest's process is not needed any more: its memory and registers are this daemon's too.
+        """
         stun, control = self._stun, self._guest.control
         self._note("device")
         self.status = Status.DEVICE
@@ -295,8 +298,10 @@ class OutgoingMigration:
         await self._points.reached("bitmap-sent")
         if last_round:
             timeout_s = self.options.switchover_timeout_s if later else None
-            await self._round_done(last_round, at_once.written.pages, timeout_s)
-        stun.ready = await beside(self._link.control.expect(Ready, self.options.switchover_timeout_s), self._watch())
+            await beside(
+                self._link.end_round(last_round, timeout_s), self._follow_round(last_round, at_once.written.pages)
+            )
+        stun.ready = await self._link.control.expect(Ready, self.options.switchover_timeout_s)
         stun.mark("ready")
         if self.options.verify:
             await self._verify(pages | self._sent)

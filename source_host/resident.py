@@ -67,7 +67,7 @@ class ResidentGuest:
         if control.owner is Owner.NONE:
             # Newborn: the first word of all.
             control.owner = Owner.OWNER
-        if control.run_state is RunState.PAUSE:
+        if control.owner is Owner.OWNER and control.run_state is RunState.PAUSE:
             control.resume()
 
     @property

@@ -46,14 +46,17 @@ async def together(main: Coroutine[Any, Any, T], *others: Coroutine[Any, Any, No
 
 
 async def beside(main: Coroutine[Any, Any, T], *background: Coroutine[Any, Any, None]) -> T:
-    """Await `main` while the others run; gives its result, or raises the first error of any. All have ended when this returns."""
+    """Await `main` while the others run; gives its result, or raises the first error of any. All have ended when this returns.
+
+    What `main` gave or raised counts, also where another one failed in the same moment: what it had heard would be lost.
+    """
     main_task = asyncio.create_task(main)
     tasks: set[asyncio.Task[Any]] = {main_task, *(asyncio.create_task(work) for work in background)}
     try:
         running = set(tasks)
         while not main_task.done():
             done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-            for task in done - {main_task}:
+            for task in set() if main_task in done else done:
                 task.result()
         return main_task.result()
     finally:

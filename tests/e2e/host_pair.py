@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -54,6 +55,21 @@ class HostPair(Pair):
         daemon = getattr(self, which)
         daemon.process.kill()
         daemon.end()
+
+    def kill_guest(self, which: str) -> None:
+        """End the guest's process at one of the hosts by SIGKILL."""
+        described = request(getattr(self, f"{which}_socket"), "guests", timeout_s=10.0).get(self.name)
+        if described is not None:  # else it has ended already: its guest has moved
+            os.kill(described["guest_pid"], signal.SIGKILL)
+
+    def migrate_back(self, **options: Any) -> Json:
+        """Migrate the guest from the destination daemon to the source daemon, which listens."""
+        listening = self.on_source("status")["listen"]
+        chosen = MigrationOptions(**{"to": listening, "settle_s": 0.2, **options})
+        report: Json = request(
+            self.dest_socket, "migrate", timeout_s=60.0, name=self.name, **dataclasses.asdict(chosen)
+        )["report"]
+        return report
 
     def restart(self, which: str) -> None:
         """Start the successor of a daemon that was killed."""

@@ -100,7 +100,8 @@ class Relay:
         with contextlib.suppress(OSError, ValueError), selector:
             selector.register(here, selectors.EVENT_READ)
             while not self._ended:
-                if self._stalled or not selector.select(0.05):
+                # Looked at again behind the wait: it may have been stalled meanwhile.
+                if not selector.select(0.05) or self._stalled:
                     time.sleep(0.005 if self._stalled else 0)
                     continue
                 received = here.recv(_CHUNK_BYTES)
