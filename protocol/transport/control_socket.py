@@ -77,8 +77,9 @@ class ControlServer:
                 writer.write(json.dumps(event).encode() + b"\n")
 
         try:
-            _require_own_user(writer)
             request = await _read_request(reader)
+            # After its request has been read: a caller that is refused while it still writes would see a broken pipe, not why.
+            _require_own_user(writer)
             operation = self._operations.get(str(request.get("op")))
             if operation is None:
                 raise UsageError(f"no operation {request.get('op')!r}", f"known: {', '.join(self._operations)}")

@@ -243,9 +243,8 @@ def test_another_user_is_refused_on_uvloop() -> None:
     """A command that runs as somebody else and has got as far as the socket, which the file's mode would have stopped."""
     if os.getuid() != 0:
         pytest.skip("another user cannot be had: it needs root")
-    caller = (
-        "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); print(s.recv(4096).decode())"
-    )
+    caller = "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); "
+    caller += "s.sendall(b'{}\\n'); print(s.recv(4096).decode())"
 
     async def main(directory: Path) -> str:
         path = directory / "a.control"
