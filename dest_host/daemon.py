@@ -6,45 +6,43 @@ Arguments, sockets and signals only; a migration is `migration.IncomingMigration
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hmac
 import logging
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from pagefire.dest_host.migration import HostLimits, IncomingMigration
+from pagefire.dest_host.reception import Reception, require_room
 from pagefire.guest_workload.guest_process import GuestProcess
 from pagefire.guest_workload.linux import scheduling
 from pagefire.guest_workload.observation import describe
 from pagefire.guest_workload.run_to import run_to
 from pagefire.protocol.addresses import parse_address
-from pagefire.protocol.connection import Connection
-from pagefire.protocol.errors import GuestError, PagefireError, PeerRefused, RemoteProtocolError
+from pagefire.protocol.errors import GuestError, PeerRefused, RemoteProtocolError
 from pagefire.protocol.messages import Hello, Welcome
 from pagefire.protocol.negotiation import CAPABILITIES, choose_version
-from pagefire.protocol.state import Role, Side, Status
+from pagefire.protocol.state import Role, Status
 from pagefire.protocol.transport import runtime_directory
 from pagefire.protocol.transport.clock import machine_identity
 from pagefire.protocol.transport.control_socket import ControlServer, Emit, Json
 from pagefire.protocol.transport.daemon import SLICE_NS
-from pagefire.protocol.transport.frame_stream import FrameStream, describe_failure, listen
+from pagefire.protocol.transport.frame_stream import FrameStream, listen
+from pagefire.protocol.transport.security import ListenerSecurity
 from pagefire.protocol.transport.software import software_name
 from pagefire.protocol.transport.tasks import in_thread
 
 log = logging.getLogger("pagefire.dest")
 
-#: A connection that has not said who it is by then is closed.
-GREETING_S = 10.0
 _ENDED = (Status.COMPLETED, Status.FAILED, Status.CANCELLED)
 
 
 class DestinationDaemon:
     """Takes guests in until it is told to end."""
 
-    def __init__(self, host: str, port: int, limits: HostLimits) -> None:
+    def __init__(self, host: str, port: int, limits: HostLimits, security: ListenerSecurity) -> None:
         self._limits = limits
+        self._reception = Reception(security)
         self._host = host
         # The port first: where it is taken, nothing has been made that would be left behind.
         self._listener = listen(host, port)
@@ -92,28 +90,19 @@ class DestinationDaemon:
     # -- connections -------------------------------------------------------------------------------------------------------
 
     async def _accept(self) -> None:
-        loop = asyncio.get_running_loop()
         while True:
-            sock, address = await loop.sock_accept(self._listener)
-            task = asyncio.create_task(self._greet(sock, f"{address[0]}:{address[1]}"))
+            sock, address = await self._reception.accept(self._listener)
+            task = asyncio.create_task(self._reception.receive(sock, address, self._admit))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def _greet(self, sock: socket.socket, peer: str) -> None:
-        """Find out who calls; a control connection becomes a migration, any other joins one."""
-        stream = FrameStream(sock, Connection(Side.DESTINATION))
-        try:
-            hello = await stream.expect(Hello, GREETING_S)
-            if Role(hello.role) is Role.CONTROL:
-                await self._receive_guest(stream, hello, peer)
-            else:
-                await self._join(stream, hello)
-        except Exception as error:
-            log.warning("peer=%s refused why=%s", peer, error, exc_info=not isinstance(error, PagefireError))
-            with contextlib.suppress(PagefireError, TimeoutError):
-                async with asyncio.timeout(1.0):
-                    await stream.send(describe_failure(error))
-            stream.close()
+    async def _admit(self, stream: FrameStream, hello: Hello, peer: str) -> None:
+        """Take over a greeted connection: a control connection becomes a migration, any other joins one."""
+        if Role(hello.role) is Role.CONTROL:
+            require_room(len(self._migrations))
+            await self._receive_guest(stream, hello, peer)
+        else:
+            await self._join(stream, hello)
 
     async def _receive_guest(self, stream: FrameStream, hello: Hello, peer: str) -> None:
         log.info("peer=%s guest=%r phase=hello software=%r", peer, hello.name, hello.software)
@@ -215,7 +204,10 @@ async def make_daemon(
     max_guest_memory_bytes: int,
     guest_cpus: tuple[int, ...],
     user_workloads: tuple[str, ...],
+    keys: Path | None,
+    insecure: bool,
 ) -> DestinationDaemon:
-    """Build the daemon on the running loop; raises PagefireError when the port or the runtime directory cannot be had."""
+    """Build the daemon on the running loop; raises PagefireError when the port, the runtime directory or keys cannot be had."""
     host, port = parse_address(listen_on)
-    return DestinationDaemon(host, port, HostLimits(runtime_dir, max_guest_memory_bytes, guest_cpus, user_workloads))
+    limits = HostLimits(runtime_dir, max_guest_memory_bytes, guest_cpus, user_workloads)
+    return DestinationDaemon(host, port, limits, ListenerSecurity.chosen(keys, insecure, host))

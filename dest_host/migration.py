@@ -145,11 +145,11 @@ class IncomingMigration:
         if len(self._receivers) >= self._streams:
             raise RemoteProtocolError("more page connections than were agreed on", f"{self._streams} agreed")
         loop = asyncio.get_running_loop()
-        sock = stream.detach()
+        wire = stream.detach()
         receiver = PageReceiver(
-            sock,
+            wire,
             stream.connection,
-            Landing(sock, self.guest.memory, self._ledger),
+            Landing(wire, self.guest.memory, self._ledger),
             self._intake,
             on_round_end=lambda number: loop.call_soon_threadsafe(self._round_ended, number),
             on_end=lambda error: loop.call_soon_threadsafe(self._break, error),
@@ -329,7 +329,7 @@ class IncomingMigration:
         """Serve faults and take pushed pages until none is missing, then let the guest run without us."""
         if self._ledger.missing:
             faults = self._fault_stream.result()
-            landing = Landing(faults.sock, guest.memory, self._ledger)
+            landing = Landing(faults.wire, guest.memory, self._ledger)
             try:
                 await beside(
                     self._completion(),

@@ -23,7 +23,9 @@ from pagefire.protocol.transport.control_socket import request
 from pagefire.protocol.units import parse_duration, parse_size
 from pagefire.scripts import options as o
 from pagefire.scripts.compare_options import CompareOptions
+from pagefire.scripts.keys import app as keys_app
 from pagefire.scripts.option_groups import takes_groups
+from pagefire.scripts.security_options import Insecure, Keys, SecurityOptions
 from pagefire.scripts.trace_options import TrialOptions
 
 app = typer.Typer(
@@ -32,6 +34,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(keys_app, name="keys")
 _screen = Console(stderr=True, highlight=False)
 
 
@@ -47,6 +50,8 @@ def dest(
     allow_workload: o.UserWorkloads = None,
     cpus_dest: o.CpusDest = None,
     cpus_guest: o.CpusGuest = None,
+    keys: Keys = None,
+    insecure: Insecure = False,
 ) -> None:
     """Start a destination daemon: it takes guests in."""
     from pagefire.dest_host.daemon import make_daemon
@@ -56,7 +61,9 @@ def dest(
     directory = runtime_dir or runtime_directory.default_directory()
     own_cpus, allowed = o.cpus(cpus_dest), tuple(allow_workload or ())
     guest_cpus = o.guest_cpus(cpus_guest, cpus_dest)
-    raise typer.Exit(run_daemon(lambda: make_daemon(listen, directory, limit_bytes, guest_cpus, allowed), own_cpus))
+    raise typer.Exit(
+        run_daemon(lambda: make_daemon(listen, directory, limit_bytes, guest_cpus, allowed, keys, insecure), own_cpus)
+    )
 
 
 @app.command()
@@ -84,6 +91,7 @@ def migrate(
     to: Annotated[str, typer.Option("--to", help="HOST:PORT of the destination daemon.")],
     move: o.MoveOptions,
     tracing: o.TracingOptions,
+    security: SecurityOptions,
     name: o.GuestName = None,
     backing: o.DestBacking = None,
     json_file: o.JsonFile = None,
@@ -95,7 +103,9 @@ def migrate(
 
     if backing is not None:
         o.one_of("--backing", backing, o.BACKINGS)
-    chosen = dataclasses.replace(move.migration(to, tracing), backing=backing)
+    chosen = dataclasses.replace(move.migration(to, tracing), backing=backing, **security.given())
+    if security.insecure:
+        _screen.print("Warning: --insecure: nothing is encrypted, and nobody proves who he is.")
     socket_path = _find_source(runtime_dir, name)
     guest = request(socket_path, "status", timeout_s=10.0)["guest"]
     _require_writable(json_file)

@@ -23,6 +23,7 @@ from pagefire.protocol.report import Clock, Round
 from pagefire.protocol.state import Role, Side
 from pagefire.protocol.transport.clock import compare_clocks
 from pagefire.protocol.transport.frame_stream import FrameStream, connect, describe_failure
+from pagefire.protocol.transport.security import CallerSecurity
 from pagefire.protocol.transport.software import software_name
 from pagefire.protocol.transport.tasks import together
 from pagefire.source_host.options import MigrationOptions
@@ -64,6 +65,7 @@ class Link:
     async def open(self) -> None:
         """Agree with the destination and open every connection; its guest shell is ready when this returns."""
         options, config = self._options, self._config
+        self._security = CallerSecurity.chosen(options.keys, options.insecure)
         self.control = await self._connect(Role.CONTROL)
         welcome = await self._greet(self.control, Role.CONTROL, 0, b"", b"")
         self.clock = await compare_clocks(self.control, welcome.machine, options.connect_timeout_s)
@@ -163,7 +165,9 @@ class Link:
 
     async def _connect(self, role: Role) -> FrameStream:
         host, port = parse_address(self._options.to)
-        stream = await connect(host, port, Connection(Side.SOURCE, role), self._options.connect_timeout_s)
+        stream = await connect(
+            host, port, Connection(Side.SOURCE, role), self._options.connect_timeout_s, self._security
+        )
         self._plain.append(stream)
         return stream
 
@@ -171,7 +175,10 @@ class Link:
         await stream.send(
             Hello(
                 versions=list(negotiation.VERSIONS),
-                capabilities=list(negotiation.CAPABILITIES),
+                # What TLS authenticates needs no checksum.
+                capabilities=negotiation.source_capabilities(
+                    checksum=self._options.checksum and not stream.wire.authenticated
+                ),
                 role=role.value,
                 index=index,
                 session=session,

@@ -17,7 +17,7 @@ WRITE_VARIABLE = "PAGEFIRE_WRITE_GOLDEN"
 
 _PAGES = PageSet((3, 1 << 30), (5, (1 << 30) + 1))
 _HELLO = m.Hello(
-    versions=[1],
+    versions=[2],
     capabilities=["compacted-bitmap", "postcopy", "zero-pages"],
     role="control",
     index=0,
@@ -47,11 +47,11 @@ _OFFER = m.Offer(
 EXAMPLES: dict[str, tuple[m.Message, int]] = {
     "Hello control": (_HELLO, 0),
     "Hello pages": (
-        m.Hello([1, 2], [], "pages", 1, bytes(range(16)), bytes(range(16, 32)), "pagefire 0.1", "guest0"),
+        m.Hello([2, 3], [], "pages", 1, bytes(range(16)), bytes(range(16, 32)), "pagefire 0.1", "guest0"),
         0,
     ),
     "Welcome": (
-        m.Welcome(1, ["postcopy"], bytes(range(16)), bytes(range(16, 32)), "pagefire 0.1", "boot/time:[4026531834]"),
+        m.Welcome(2, ["postcopy"], bytes(range(16)), bytes(range(16, 32)), "pagefire 0.1", "boot/time:[4026531834]"),
         0,
     ),
     "Failure": (m.Failure("cancelled", "the migration was cancelled", "the guest runs on here", ""), 0),
