@@ -53,11 +53,11 @@ class Link:
         if len(self._receivers) >= self._streams:
             raise RemoteProtocolError("more page connections than were agreed on", f"{self._streams} agreed")
         loop = asyncio.get_running_loop()
-        sock = stream.detach()
+        wire = stream.detach()
         receiver = PageReceiver(
-            sock,
+            wire,
             stream.connection,
-            Landing(sock, self._memory, self._paging.ledger),
+            Landing(wire, self._memory, self._paging.ledger),
             self._paging.intake,
             on_round_end=lambda number: loop.call_soon_threadsafe(self._round_ended, number),
             on_end=lambda error: loop.call_soon_threadsafe(self.break_off, error),

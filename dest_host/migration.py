@@ -15,10 +15,11 @@ import logging
 import time
 from dataclasses import asdict
 
-from pagefire.dest_host import aftermath
+from pagefire.dest_host import aftermath, checkpoint
 from pagefire.dest_host.demand_paging import ARRIVAL, DemandPaging
 from pagefire.dest_host.house import House
-from pagefire.dest_host.journal import Journal, LastWord
+from pagefire.dest_host.journal import LastWord
+from pagefire.dest_host.last_word import LAST_WORD_S, say_last_word
 from pagefire.dest_host.link import Link
 from pagefire.dest_host.postcopy import LINK_ERRORS, Postcopy, Taking
 from pagefire.dest_host.session import Session
@@ -29,7 +30,6 @@ from pagefire.guest_workload.guest_process import GuestProcess
 from pagefire.guest_workload.linux.cpu_time import cpu_seconds
 from pagefire.guest_workload.page_digests import PAGE_DIGEST_BYTES, differing_pages
 from pagefire.protocol import negotiation
-from pagefire.protocol.bitmap import decode_bitmap
 from pagefire.protocol.errors import GuestError, LinkLost, PagefireError, RemoteProtocolError
 from pagefire.protocol.messages import (
     Accept,
@@ -37,13 +37,10 @@ from pagefire.protocol.messages import (
     ClockReading,
     DigestsCompared,
     Failure,
-    Fenced,
     Handover,
     Hello,
-    Noted,
     Offer,
     PageDigests,
-    Perished,
     Populate,
     Populated,
     Ready,
@@ -64,8 +61,6 @@ log = logging.getLogger("pagefire.dest")
 
 #: How long the source may stay silent where an answer is due.
 PATIENCE_S = 30.0
-#: How long a last word may take to be said and noted; after that the journal keeps it.
-LAST_WORD_S = 1.0
 
 
 class IncomingMigration:
@@ -290,16 +285,9 @@ class IncomingMigration:
             raise RemoteProtocolError("the source switches over before its pages have arrived")
         paging.intake.check_within(switchover.hot)
         began = time.monotonic()
-        registers = self._switchover_payload[: switchover.registers_bytes]
-        if len(registers) != guest.control.registers.nbytes:
-            raise RemoteProtocolError(
-                "the checkpoint is of another number of vCPUs", f"{len(registers)} bytes of registers"
-            )
-        missing = self._missing(switchover, pages_of(guest.memory.size_bytes))
-        if missing.pages != switchover.remaining_pages:
-            raise RemoteProtocolError("the bitmap holds another number of pages than announced", f"{missing.pages}")
-        if missing & switchover.hot:
-            raise RemoteProtocolError("the bitmap names pages that the switchover calls present")
+        registers, missing = checkpoint.read(
+            switchover, self._switchover_payload, guest.control.vcpus, pages_of(guest.memory.size_bytes)
+        )
         decoded = time.monotonic()
         # The drain: a page of the last round that came later than this could land on one that was already refreshed.
         while link.acknowledged < switchover.last_round:
@@ -314,18 +302,6 @@ class IncomingMigration:
         guest.control.session = self.session.identity
         await self._house.points.reached("dest-installed")
         await self._control.send(Ready(decoded - began, drained - decoded, time.monotonic() - drained))
-
-    def _missing(self, switchover: Switchover, total_pages: int) -> PageSet:
-        """Read the bitmaps of what is still at the source: the pages in its memory, and those that it has swapped out."""
-        swap_bitmap_at = len(self._switchover_payload) - switchover.swapped_bytes
-        bitmap = self._switchover_payload[switchover.registers_bytes : swap_bitmap_at]
-        missing = decode_bitmap(switchover.bitmap_form, bitmap, total_pages)
-        if not switchover.swapped_bytes:
-            return missing
-        swapped = decode_bitmap("compacted", self._switchover_payload[swap_bitmap_at:], total_pages)
-        if missing & swapped:
-            raise RemoteProtocolError("the swap bitmap names pages that the other bitmap names too")
-        return missing | swapped
 
     async def _await_handover(self) -> int:
         """Answer digests if they are asked for; gives when HANDOVER came."""
@@ -475,32 +451,3 @@ class IncomingMigration:
             self._postcopy.failed(error)
         elif self._link is not None:
             self._link.break_off(error)
-
-
-async def say_last_word(control: FrameStream, last: LastWord) -> bool:
-    """Say how a session ended; True when the source has noted it. What it had sent before it heard is read and ignored."""
-    message = Fenced(last.outcome, last.what, last.why, last.do) if last.word == "fenced" else Perished(last.why)
-    try:
-        async with asyncio.timeout(LAST_WORD_S):
-            await control.send(message)
-            while True:
-                arrival = await control.receive()
-                await control.receive_payload(arrival.payload_bytes)
-                if isinstance(arrival.message, Noted | Failure):
-                    return True
-    except (PagefireError, TimeoutError):
-        return False
-
-
-def fence(guest: GuestProcess, journal: Journal) -> None:
-    """Give up a shell that a daemon left which is gone: not taken, and never will be. Blocks; the shell has ended afterwards."""
-    assert Ownership(Side.DESTINATION, guest.control).on(Event.RESTARTED) is Act.SAY_FENCED
-    found = keepsake.find(guest, ARRIVAL)
-    if found is not None and guest.control.session != bytes(len(guest.control.session)):
-        session, _ = Session.of_record(found[0])
-        why = "its daemon ended before the guest was handed over"
-        journal.write(
-            session.identity,
-            LastWord(session.secret, "fenced", "failed", "the destination has not taken the guest", why),
-        )
-    guest.terminate()

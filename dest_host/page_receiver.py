@@ -1,8 +1,7 @@
-"""One page connection at the destination: frames off a socket, by a thread of its own, contents straight into guest memory."""
+"""One page connection at the destination: frames off a wire, by a thread of its own, contents straight into guest memory."""
 
 from __future__ import annotations
 
-import socket
 import threading
 from collections.abc import Callable
 
@@ -11,7 +10,8 @@ from pagefire.dest_host.landing import Landing
 from pagefire.protocol.connection import Arrival, Connection
 from pagefire.protocol.errors import LinkLost
 from pagefire.protocol.messages import Failure, Pages, RoundEnd, ZeroPages
-from pagefire.protocol.transport.frame_stream import close_socket, refusal
+from pagefire.protocol.transport.frame_stream import refusal
+from pagefire.protocol.transport.wire import Wire
 
 
 class PageReceiver:
@@ -19,14 +19,14 @@ class PageReceiver:
 
     def __init__(
         self,
-        sock: socket.socket,
+        wire: Wire,
         connection: Connection,
         landing: Landing,
         intake: Intake,
         on_round_end: Callable[[int], object],
         on_end: Callable[[BaseException], object],
     ) -> None:
-        self._sock = sock
+        self._wire = wire
         self._connection = connection
         self._landing = landing
         self._intake = intake
@@ -39,7 +39,7 @@ class PageReceiver:
 
     def abort(self) -> None:
         """Close the connection under the thread and wait for its end."""
-        close_socket(self._sock)
+        self._wire.close()
         self._thread.join()
         self._landing.close()
 
@@ -51,6 +51,8 @@ class PageReceiver:
             self._on_end(error)
 
     def _take(self, arrival: Arrival) -> None:
+        if arrival.check is not None:
+            self._wire.hold(arrival.payload_bytes, arrival.check)
         match arrival.message:
             case Pages(pages):
                 self._intake.take(pages, self._landing)
@@ -63,10 +65,7 @@ class PageReceiver:
 
     def _next(self) -> Arrival:
         while True:
-            try:
-                received = self._sock.recv(self._connection.wanted)
-            except OSError as error:
-                raise LinkLost("a page connection broke", error.strerror or str(error)) from error
+            received = self._wire.receive(self._connection.wanted)
             if not received:
                 raise LinkLost("the source closed a page connection")
             arrival = self._connection.receive(received)

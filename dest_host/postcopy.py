@@ -197,7 +197,7 @@ class Postcopy:
         """Serve faults and take pushed pages until none is missing; raises LinkLost."""
         stream = await beside(link.faults(), link.watch(), link.only_silence())
         self.status, self.error = Status.POSTCOPY_ACTIVE, None
-        landing = Landing(stream.sock, self._guest.memory, self._paging.ledger)
+        landing = Landing(stream.wire, self._guest.memory, self._paging.ledger)
         try:
             await beside(
                 self._completion(),

@@ -1,4 +1,4 @@
-"""The listening port of a host: who calls, with what right, and which session it is about.
+"""The listening port of a host: which session a caller is about, once the doorkeeper has let it in.
 
 A control connection begins a migration, a recovery connection asks what became of a session, any other joins one.
 """
@@ -6,7 +6,6 @@ A control connection begins a migration, a recovery connection asks what became 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hmac
 import logging
 import socket
@@ -14,35 +13,36 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from pagefire.dest_host.doorkeeper import Doorkeeper, require_room
 from pagefire.dest_host.house import House
 from pagefire.dest_host.journal import LastWord
-from pagefire.dest_host.migration import IncomingMigration, say_last_word
+from pagefire.dest_host.last_word import say_last_word
+from pagefire.dest_host.migration import IncomingMigration
 from pagefire.dest_host.postcopy import RELEASE_S
 from pagefire.guest_workload.guest_process import GuestProcess
 from pagefire.protocol.bitmap import encode_bitmap
-from pagefire.protocol.connection import Connection
-from pagefire.protocol.errors import PagefireError, PeerRefused, RemoteProtocolError
+from pagefire.protocol.errors import PeerRefused, RemoteProtocolError
 from pagefire.protocol.messages import Hello, Released, Resident, Taken, Welcome
 from pagefire.protocol.negotiation import CAPABILITIES, choose_version
 from pagefire.protocol.pages import PageSet
-from pagefire.protocol.state import Role, Side, Status
+from pagefire.protocol.state import Role, Status
 from pagefire.protocol.transport.clock import machine_identity
-from pagefire.protocol.transport.frame_stream import FrameStream, describe_failure
+from pagefire.protocol.transport.frame_stream import FrameStream
+from pagefire.protocol.transport.security import ListenerSecurity
 from pagefire.protocol.transport.software import software_name
 from pagefire.protocol.transport.tasks import in_thread
 
 log = logging.getLogger("pagefire.dest")
 
-#: A connection that has not said who it is by then is closed.
-GREETING_S = 10.0
 _ENDED = (Status.COMPLETED, Status.FAILED, Status.CANCELLED)
 
 
 class Reception:
     """Takes guests in on `listener` between `open` and `close`; owns the listener."""
 
-    def __init__(self, listener: socket.socket, house: House) -> None:
+    def __init__(self, listener: socket.socket, security: ListenerSecurity, house: House) -> None:
         self._listener = listener
+        self._doorkeeper = Doorkeeper(security)
         self._house = house
         self.migrations: list[IncomingMigration] = []
         self._tasks: set[asyncio.Task[None]] = set()
@@ -70,34 +70,25 @@ class Reception:
         task.add_done_callback(self._tasks.discard)
 
     async def _accept(self) -> None:
-        loop = asyncio.get_running_loop()
         while True:
-            sock, address = await loop.sock_accept(self._listener)
-            self._begin(self._greet(sock, f"{address[0]}:{address[1]}"))
+            sock, address = await self._doorkeeper.accept(self._listener)
+            self._begin(self._doorkeeper.receive(sock, address, self._admit))
 
-    async def _greet(self, sock: socket.socket, peer: str) -> None:
-        """Find out who calls; a control connection becomes a migration, any other belongs to one."""
-        stream = FrameStream(sock, Connection(Side.DESTINATION))
-        try:
-            hello = await stream.expect(Hello, GREETING_S)
-            log.info("peer=%s guest=%r role=%s software=%r", peer, hello.name, hello.role, hello.software)
-            match Role(hello.role):
-                case Role.CONTROL:
-                    await self._run(IncomingMigration.asked_for(stream, hello, self._house))
-                case Role.RECOVERY:
-                    await self._recover(stream, hello)
-                case role:
-                    migration = self._session_of(hello)
-                    if migration is None:
-                        raise RemoteProtocolError("no such session, or not its secret")
-                    await stream.send(self._welcome(hello))
-                    migration.join(role, stream)
-        except Exception as error:
-            log.warning("peer=%s refused why=%s", peer, error, exc_info=not isinstance(error, PagefireError))
-            with contextlib.suppress(PagefireError, TimeoutError):
-                async with asyncio.timeout(1.0):
-                    await stream.send(describe_failure(error))
-            stream.close()
+    async def _admit(self, stream: FrameStream, hello: Hello, peer: str) -> None:
+        """Take over a greeted connection; what is raised is told to whoever called."""
+        log.info("peer=%s guest=%r role=%s software=%r", peer, hello.name, hello.role, hello.software)
+        match Role(hello.role):
+            case Role.CONTROL:
+                require_room(len(self.migrations))
+                await self._run(IncomingMigration.asked_for(stream, hello, self._house))
+            case Role.RECOVERY:
+                await self._recover(stream, hello)
+            case role:
+                migration = self._session_of(hello)
+                if migration is None:
+                    raise RemoteProtocolError("no such session, or not its secret")
+                await stream.send(self._welcome(hello))
+                migration.join(role, stream)
 
     async def _run(self, migration: IncomingMigration) -> None:
         self.migrations.append(migration)

@@ -29,7 +29,8 @@ from pagefire.guest_workload.control_block import SESSION_BYTES, ControlBlock, R
 from pagefire.guest_workload.guest_config import Backing, GuestConfig
 from pagefire.guest_workload.layout import Layout
 from pagefire.guest_workload.linux import memfd, scheduling, userfaultfd
-from pagefire.protocol.errors import FeatureMissing, GuestError, PagefireError, UsageError
+from pagefire.protocol import credentials
+from pagefire.protocol.errors import FeatureMissing, GuestError, PagefireError, PeerRefused, UsageError
 from pagefire.protocol.ownership import Owner
 from pagefire.protocol.pages import GRANULE_BYTES, PAGE_BYTES
 
@@ -162,8 +163,13 @@ class Server:
             connection, _ = listener.accept()
             with connection:
                 try:
+                    ucred = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, credentials.UCRED_BYTES)
+                    credentials.require_own_user(ucred, os.getuid())
                     if self._serve_host(connection):
                         return
+                except PeerRefused as error:
+                    print(f"host=refused error={error}", file=sys.stderr, flush=True)
+                    continue
                 except OSError as error:
                     print(f"host=lost error={error!r}", file=sys.stderr, flush=True)
             self._drop_errand()

@@ -5,15 +5,19 @@
 
 Our own mistake raises LocalProtocolError before a byte leaves, the peer's RemoteProtocolError; after either the connection is of
 no more use. `end_of_stream` says whether the peer may stop where it did.
+
+Where the source's Hello lists the capability `checksum` and the destination knows it, every frame from that Hello on carries one.
+It is verified here; that of a frame with a payload by whoever reads the payload, with `Arrival.check`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pagefire.protocol import messages
 from pagefire.protocol.errors import LinkLost, LocalProtocolError, RemoteProtocolError
-from pagefire.protocol.frames import FrameDecoder, encode_head
+from pagefire.protocol.frames import Buffer, Check, FrameDecoder, encode_head
 from pagefire.protocol.messages import (
     MAX_EXTENT_RUNS,
     MAX_FRAME_PAGES,
@@ -29,15 +33,20 @@ from pagefire.protocol.messages import (
     Welcome,
     ZeroPages,
 )
+from pagefire.protocol.negotiation import CHECKSUM
 from pagefire.protocol.state import AFTER_WELCOME, CONTROL, STREAMS, WITH_PAYLOAD, Phase, Role, Side
 
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """A message that came in and the payload bytes that follow it on the stream."""
+    """A message that came in and the payload bytes that follow it on the stream.
+
+    Where there is a `check`, nothing of the message is to be believed before its payload has been read and verified.
+    """
 
     message: Message
     payload_bytes: int
+    check: Check | None = None
 
 
 class Connection:
@@ -47,6 +56,8 @@ class Connection:
         self.side = side
         self.role = role
         self.phase = Phase.GREETING
+        #: Whether frames carry a checksum: known when the Hello has passed.
+        self.checksums = False
         self._decoder = FrameDecoder()
 
     @property
@@ -54,11 +65,15 @@ class Connection:
         """How many bytes `receive` takes next at most."""
         return self._decoder.wanted
 
-    def send(self, message: Message, payload_bytes: int = 0) -> bytes:
-        """Give the bytes that announce `message`; raises LocalProtocolError when it may not be sent now."""
+    def send(self, message: Message, payload_bytes: int = 0, payload: Iterable[Buffer] = ()) -> bytes:
+        """Give the bytes that announce `message`; raises LocalProtocolError when it may not be sent now.
+
+        Where `checksums`, the `payload` is needed, and must not change any more: what is sent has to be what was summed.
+        """
         try:
             self._advance(message, self.side, payload_bytes)
-            return encode_head(message.kind, messages.encode(message), payload_bytes)
+            summed = payload if self.checksums else None
+            return encode_head(message.kind, messages.encode(message), payload_bytes, summed)
         except (ValueError, OverflowError) as error:
             raise LocalProtocolError(f"{type(message).__name__} may not be sent now", str(error)) from None
 
@@ -67,12 +82,20 @@ class Connection:
         head = self._decoder.feed(received)
         if head is None:
             return None
+        # While it greets, whether there are checksums is what the message says.
+        greeting = self.phase in (Phase.GREETING, Phase.JOINING)
+        check = Check(head) if self.checksums and not greeting else None
+        if check is not None and not head.payload_bytes:
+            check.verify()
+            check = None
         message = messages.decode(head.kind, head.body)
         try:
             self._advance(message, self.side.peer, head.payload_bytes)
         except ValueError as error:
             raise RemoteProtocolError(f"the peer sent {type(message).__name__} out of turn", str(error)) from None
-        return Arrival(message, head.payload_bytes)
+        if greeting and self.checksums and isinstance(message, Hello | Welcome):
+            Check(head).verify()
+        return Arrival(message, head.payload_bytes, check)
 
     def end_of_stream(self) -> None:
         """The peer closed its end: raises LinkLost unless the conversation was over."""
@@ -85,6 +108,9 @@ class Connection:
         _check_size(message, payload_bytes)
         if isinstance(message, Hello):
             self.role = self._role_of(message)
+            self.checksums = CHECKSUM in message.capabilities
+        elif isinstance(message, Welcome):
+            self.checksums = self.checksums and CHECKSUM in message.capabilities
         if self.role not in (Role.PAGES, Role.FAULT) or self.phase in (Phase.GREETING, Phase.JOINING):
             following = CONTROL.get((self.phase, sender), {}).get(kind)
             if following is None:

@@ -11,9 +11,11 @@ from pagefire.protocol.messages import Hello, Offer, Welcome
 from pagefire.protocol.pages import PAGE_BYTES
 from pagefire.protocol.units import format_size
 
-VERSIONS = (1,)
+VERSIONS = (2,)
 REQUIRED = frozenset({"compacted-bitmap", "zero-pages", "postcopy"})
-CAPABILITIES = tuple(sorted(REQUIRED | {"raw-bitmap", "page-digests"}))
+#: Listed by a source that wants every frame of this connection to carry a checksum; the destination then verifies it.
+CHECKSUM = "checksum"
+CAPABILITIES = tuple(sorted(REQUIRED | {"raw-bitmap", "page-digests", CHECKSUM}))
 MODES = ("hybrid", "precopy", "postcopy", "stop-and-copy")
 MAX_STREAMS = 16
 MAX_VCPUS = 256
@@ -30,6 +32,11 @@ def choose_version(hello: Hello) -> int:
             "install the same pagefire on both hosts",
         )
     return max(common)
+
+
+def source_capabilities(*, checksum: bool) -> list[str]:
+    """Give what a source lists on one connection."""
+    return [name for name in CAPABILITIES if checksum or name != CHECKSUM]
 
 
 def check_capabilities(offered: list[str], whose: str) -> None:

@@ -25,7 +25,9 @@ from pagefire.protocol.units import parse_duration, parse_size
 from pagefire.scripts import finding
 from pagefire.scripts import options as o
 from pagefire.scripts.compare_options import CompareOptions
+from pagefire.scripts.keys import app as keys_app
 from pagefire.scripts.option_groups import takes_groups
+from pagefire.scripts.security_options import Insecure, Keys, SecurityOptions
 from pagefire.scripts.trace_options import TrialOptions
 
 if TYPE_CHECKING:
@@ -37,6 +39,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(keys_app, name="keys")
 _screen = Console(stderr=True, highlight=False)
 
 
@@ -52,6 +55,8 @@ def dest(
     allow_workload: o.UserWorkloads = None,
     cpus_dest: o.CpusDest = None,
     cpus_guest: o.CpusGuest = None,
+    keys: Keys = None,
+    insecure: Insecure = False,
 ) -> None:
     """Start a daemon that takes guests in; a guest that has come can be migrated on."""
     from pagefire.protocol.transport.daemon import run_daemon
@@ -59,6 +64,7 @@ def dest(
 
     directory = _directory(runtime_dir)
     allowed = _incoming(max_guest_memory, o.guest_cpus(cpus_guest, cpus_dest), allow_workload, link_timeout)
+    allowed = dataclasses.replace(allowed, keys=keys, insecure=insecure)
     make = partial(make_daemon, directory, listen_on=listen, allowed=allowed, adopt=adopt)
     raise typer.Exit(run_daemon(make, o.cpus(cpus_dest)))
 
@@ -74,6 +80,8 @@ def source(
     max_guest_memory: o.MaxGuestMemory = None,
     adopt: o.Adopt = False,
     link_timeout: o.LinkTimeout = "10s",
+    keys: Keys = None,
+    insecure: Insecure = False,
     runtime_dir: o.RuntimeDir = None,
     cpus_source: o.CpusSource = None,
     cpus_guest: o.CpusGuest = None,
@@ -86,6 +94,7 @@ def source(
     config = dataclasses.replace(guest.config(), stop_at=stop_at, cpus=cpus or None)
     directory = _directory(runtime_dir)
     allowed = _incoming(max_guest_memory, cpus, list(config.user_workloads), link_timeout)
+    allowed = dataclasses.replace(allowed, keys=keys, insecure=insecure)
     make = partial(make_daemon, directory, config=config, listen_on=listen, allowed=allowed, adopt=adopt)
     raise typer.Exit(run_daemon(make, o.cpus(cpus_source)))
 
@@ -105,6 +114,7 @@ def migrate(
     to: Annotated[str, typer.Option("--to", help="HOST:PORT of the destination daemon.")],
     move: o.MoveOptions,
     tracing: o.TracingOptions,
+    security: SecurityOptions,
     name: o.GuestName = None,
     backing: o.DestBacking = None,
     json_file: o.JsonFile = None,
@@ -116,7 +126,9 @@ def migrate(
 
     if backing is not None:
         o.one_of("--backing", backing, o.BACKINGS)
-    chosen = dataclasses.replace(move.migration(to, tracing), backing=backing)
+    chosen = dataclasses.replace(move.migration(to, tracing), backing=backing, **security.given())
+    if security.insecure:
+        _screen.print("Warning: --insecure: nothing is encrypted, and nobody proves who he is.")
     found = finding.resident(_directory(runtime_dir), name)
     _require_writable(json_file)
     migration = Migration(found.control_path, found.name, dataclasses.asdict(chosen), _screen)

@@ -17,7 +17,7 @@ from pathlib import Path
 from pagefire.dest_host.demand_paging import ARRIVAL
 from pagefire.dest_host.house import HostLimits, House
 from pagefire.dest_host.journal import Journal
-from pagefire.dest_host.migration import fence
+from pagefire.dest_host.last_word import fence
 from pagefire.dest_host.reception import Reception
 from pagefire.guest_workload.guest_config import GuestConfig
 from pagefire.guest_workload.guest_process import GuestProcess
@@ -32,6 +32,7 @@ from pagefire.protocol.transport.control_socket import ControlServer, Emit, Json
 from pagefire.protocol.transport.daemon import SLICE_NS
 from pagefire.protocol.transport.frame_stream import listen
 from pagefire.protocol.transport.points import Points
+from pagefire.protocol.transport.security import ListenerSecurity
 from pagefire.protocol.transport.tasks import in_thread
 from pagefire.source_host.resident import ResidentGuest
 
@@ -40,12 +41,14 @@ log = logging.getLogger("pagefire.host")
 
 @dataclass(frozen=True, slots=True)
 class Incoming:
-    """What this host's owner allows a guest that comes here."""
+    """What this host's owner allows a guest that comes here, and how its connections are secured."""
 
     max_guest_memory_bytes: int
     guest_cpus: tuple[int, ...] = ()
     user_workloads: tuple[str, ...] = ()
     silence_s: float = 10.0
+    keys: Path | None = None
+    insecure: bool = False
 
 
 class HostDaemon:
@@ -89,7 +92,7 @@ class HostDaemon:
             allowed.silence_s,
         )
         house = House(limits, Journal(self._directory), self._points, self._name_taken, self._arrived)
-        self._reception = Reception(listener, house)
+        self._reception = Reception(listener, ListenerSecurity.chosen(allowed.keys, allowed.insecure, host), house)
         self._address = f"{host}:{listener.getsockname()[1]}"
 
     async def adopt(self, stem: str | None) -> list[str]:

@@ -18,7 +18,6 @@ from pagefire.protocol.transport.software import versions
 from pagefire.protocol.transport.tasks import in_thread
 from pagefire.source_host.accounting import verify
 from pagefire.source_host.departure import Departure, Emit, OursAgain, forget_record
-from pagefire.source_host.options import MigrationOptions
 
 log = logging.getLogger("pagefire.source")
 
@@ -26,13 +25,11 @@ log = logging.getLogger("pagefire.source")
 class AdoptedMigration:
     """The rest of one outgoing migration. `run` is called once."""
 
-    def __init__(
-        self, guest: GuestProcess, record: keepsake.Record, options: MigrationOptions, points: Points, emit: Emit
-    ) -> None:
-        """`record` is what the other daemon left with the guest; of `options` only those that count after the resume."""
+    def __init__(self, guest: GuestProcess, record: keepsake.Record, points: Points, emit: Emit) -> None:
+        """`record` is what the other daemon left with the guest."""
         self._guest = guest
         self._ownership = Ownership(Side.SOURCE, guest.control)
-        self.departure: Departure | None = Departure.of_record(guest, record, options, points, emit)
+        self.departure: Departure | None = Departure.of_record(guest, record, points, emit)
         self.options = self.departure.options
         self.report = MigrationReport(outcome="postcopy-paused", owner="destination", destination=self.options.to)
         self.report.versions = versions()

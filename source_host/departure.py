@@ -50,10 +50,15 @@ class OursAgain(PagefireError):
     """The guest is this host's again: the destination has fenced the session, or a person has decided it."""
 
 
-def leave_record(guest: GuestProcess, session: tuple[bytes, bytes], to: str, streams: int) -> None:
+#: The options that count after the resume.
+_KEPT_OPTIONS = ("to", "streams", "keys", "insecure", "checksum", "connect_timeout_s", "silence_s")
+
+
+def leave_record(guest: GuestProcess, session: tuple[bytes, bytes], options: MigrationOptions) -> None:
     """Leave with the guest what `Departure.of_record` takes; before the commit point. Blocks."""
     identity, secret = session
-    keepsake.leave(guest, DEPARTURE, {"identity": identity, "secret": secret, "to": to, "streams": streams})
+    kept = {name: getattr(options, name) for name in _KEPT_OPTIONS}
+    keepsake.leave(guest, DEPARTURE, {"identity": identity, "secret": secret, "options": kept})
 
 
 class Departure:
@@ -93,11 +98,9 @@ class Departure:
         self._heard: PagefireError | None = None
 
     @classmethod
-    def of_record(
-        cls, guest: GuestProcess, record: keepsake.Record, options: MigrationOptions, points: Points, emit: Emit
-    ) -> Departure:
+    def of_record(cls, guest: GuestProcess, record: keepsake.Record, points: Points, emit: Emit) -> Departure:
         """Take up what a daemon that is gone had begun."""
-        options = replace(options, to=record["to"], streams=record["streams"])
+        options = MigrationOptions(**record["options"])
         return cls(guest, options, (record["identity"], record["secret"]), points, emit)
 
     @property

@@ -35,6 +35,7 @@ from pagefire.protocol.report import Clock, Round
 from pagefire.protocol.state import Phase, Role, Side
 from pagefire.protocol.transport.clock import compare_clocks
 from pagefire.protocol.transport.frame_stream import FrameStream, connect, describe_failure, refusal
+from pagefire.protocol.transport.security import CallerSecurity
 from pagefire.protocol.transport.software import software_name
 from pagefire.protocol.transport.tasks import together
 from pagefire.source_host.options import MigrationOptions
@@ -224,8 +225,10 @@ class Link:
         return [("control", control.sock), *streams, *(("fault", fault.sock) for fault in faults)]
 
     async def _connect(self, role: Role) -> FrameStream:
-        host, port = parse_address(self._options.to)
-        stream = await connect(host, port, Connection(Side.SOURCE, role), self._options.connect_timeout_s)
+        options = self._options
+        host, port = parse_address(options.to)
+        security = CallerSecurity.chosen(options.keys, options.insecure)
+        stream = await connect(host, port, Connection(Side.SOURCE, role), self._options.connect_timeout_s, security)
         self._plain.append(stream)
         return stream
 
@@ -234,7 +237,10 @@ class Link:
         await stream.send(
             Hello(
                 versions=list(negotiation.VERSIONS),
-                capabilities=list(negotiation.CAPABILITIES),
+                # What TLS authenticates needs no checksum.
+                capabilities=negotiation.source_capabilities(
+                    checksum=self._options.checksum and not stream.wire.authenticated
+                ),
                 role=role.value,
                 index=index,
                 session=session,

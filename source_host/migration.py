@@ -129,7 +129,7 @@ class OutgoingMigration:
         self._note("setup")
         await beside(self._link.open(), self._watch())
         self.report.clock = self._link.clock
-        await in_thread(leave_record, self._guest, self._link.session, self.options.to, self.options.streams)
+        await in_thread(leave_record, self._guest, self._link.session, self.options)
         await self._points.reached("negotiated")
 
     async def _begin_tracing(self) -> PageSet:

@@ -14,7 +14,7 @@ from pagefire.source_host.tracking import Granularity
 class MigrationOptions:
     """The options of `pagefire migrate`, by their names there; times in seconds. `install_step_pages` is None for all at once.
 
-    `backing` is the destination's (None: as here).
+    `backing` is the destination's (None: as here). `keys` is the folder of this host's (None: the default one).
 
     The timeouts bound the waits for a connection, for a shell guest (or digests) at the destination, and for READY. Where the last
     one passes before the commit point, the guest runs on here. A destination that is silent for `silence_s` is lost.
@@ -39,6 +39,9 @@ class MigrationOptions:
     verify: bool = False
     check: bool = True
     settle_s: float = 1.0
+    keys: str | None = None
+    insecure: bool = False
+    checksum: bool = False
     connect_timeout_s: float = 10.0
     setup_timeout_s: float = 120.0
     switchover_timeout_s: float = 10.0

@@ -1,18 +1,18 @@
-"""One page connection at the source: guest pages onto a socket, by a thread of its own.
+"""One page connection at the source: guest pages onto a wire, by a thread of its own.
 
 Threads with blocking sockets, not the loop: sendfile and sendmsg release the GIL, uvloop has no sendfile, and the loop stays free
-for faults. No copy in user space: a long run of pages goes by sendfile from the memfd, short runs as slices of the mapping in one
-sendmsg.
+for faults. No copy in user space, unless the wire encrypts: a long run of pages goes by its place in the memfd, short runs as
+slices of the mapping.
 
 sendfile queues references to live pages, so what arrives may be newer than the call. Right here, and only here: such a page was
 protected before it was queued, hence is dirty again. Nothing is ever computed from these bytes but "is it zero", and a page that
-stops being zero after that look is dirty again as well.
+stops being zero after that look is dirty again as well. A checksum is computed from them too where one was agreed on: then what is
+summed and sent is a copy, which nobody writes to.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -22,10 +22,9 @@ import numpy as np
 
 from pagefire.guest_workload.linux.memfd import Mapping
 from pagefire.protocol.connection import Connection
-from pagefire.protocol.errors import LinkLost
 from pagefire.protocol.messages import MAX_FRAME_PAGES, MAX_FRAME_RUNS, MAX_ZERO_PAGES, Pages, RoundEnd, ZeroPages
 from pagefire.protocol.pages import PAGE_BYTES, PageSet
-from pagefire.protocol.transport.frame_stream import close_socket
+from pagefire.protocol.transport.wire import Wire
 
 #: Runs of at least this many pages go by sendfile: below, its system call costs more than the copy that it saves.
 SENDFILE_PAGES = 16
@@ -39,8 +38,8 @@ class PageStream:
     Counts what it sent: `sent_bytes` (frames and payload), `sent_pages`, of them `zero_pages`.
     """
 
-    def __init__(self, sock: socket.socket, connection: Connection, memory: Mapping) -> None:
-        self._sock = sock
+    def __init__(self, wire: Wire, connection: Connection, memory: Mapping) -> None:
+        self._wire = wire
         self._connection = connection
         self._memory_fd = memory.fd
         # hugetlb has no sendfile (EINVAL).
@@ -48,13 +47,16 @@ class PageStream:
         self._bytes = memory.array.data
         self._words = memory.array.view(np.uint64).reshape(-1, _WORDS)
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="pages")
-        self.sent_bytes = 0
         self.sent_pages = 0
         self.zero_pages = 0
 
     @property
     def sock(self) -> socket.socket:
-        return self._sock
+        return self._wire.sock
+
+    @property
+    def sent_bytes(self) -> int:
+        return self._wire.sent_bytes
 
     def begin_round(self, written: Iterable[PageSet], holes: PageSet, round_number: int) -> asyncio.Future[None]:
         """Let the thread send these pages and then the round's marker, from now on; `ended` awaits it.
@@ -77,12 +79,12 @@ class PageStream:
 
     async def abort(self) -> None:
         """Close the connection under the thread and wait until it has noticed."""
-        close_socket(self._sock)
+        self._wire.close()
         await asyncio.to_thread(self._executor.shutdown, cancel_futures=True)
 
     def close(self) -> None:
         """Close a connection on which nothing is under way."""
-        close_socket(self._sock)
+        self._wire.close()
         self._executor.shutdown(wait=False, cancel_futures=True)
 
     def _begin(self, work: Callable[P, None], /, *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[None]:
@@ -96,7 +98,7 @@ class PageStream:
             self._send_zero_pages(batch)
         for part in written:
             self.send_pages(part)
-        self._write([self._connection.send(RoundEnd(round_number))])
+        self._wire.send([self._connection.send(RoundEnd(round_number))])
 
     def send_pages(self, pages: PageSet) -> None:
         """Send pages that have contents, in ascending order; zero pages cost no payload. Blocks; raises LinkLost."""
@@ -117,47 +119,35 @@ class PageStream:
         return PageSet.of_pages(candidates[~self._words[candidates].any(axis=1)])
 
     def _send_zero_pages(self, pages: PageSet) -> None:
-        self._write([self._connection.send(ZeroPages(pages))])
+        self._wire.send([self._connection.send(ZeroPages(pages))])
         self.sent_pages += pages.pages
         self.zero_pages += pages.pages
 
     def _send_contents(self, pages: PageSet) -> None:
+        if self._connection.checksums:
+            self._send_copy(pages)
+            return
         waiting: list[bytes | memoryview] = [self._connection.send(Pages(pages), pages.size_bytes)]
         for start, count in zip(pages.starts.tolist(), pages.counts.tolist(), strict=True):
             first, size = start * PAGE_BYTES, count * PAGE_BYTES
             if count < self._sendfile_pages:
                 waiting.append(self._bytes[first : first + size])
                 continue
-            self._write(waiting, more=True)
+            self._wire.send(waiting, more=True)
             waiting = []
-            self._write_file(first, size)
+            self._wire.send_range(self._memory_fd, first, self._bytes[first : first + size])
         if waiting:
-            self._write(waiting)
+            self._wire.send(waiting)
         self.sent_pages += pages.pages
 
-    def _write(self, buffers: list[bytes | memoryview], *, more: bool = False) -> None:
-        flags = socket.MSG_MORE if more else 0
-        total = sum(len(buffer) for buffer in buffers)
-        try:
-            sent = self._sock.sendmsg(buffers, (), flags)
-            self.sent_bytes += sent
-            if sent < total:
-                rest = b"".join(buffers)[sent:]
-                self._sock.sendall(rest, flags)
-                self.sent_bytes += len(rest)
-        except OSError as error:
-            raise LinkLost("a page connection broke", error.strerror or str(error)) from error
-
-    def _write_file(self, offset: int, size: int) -> None:
-        try:
-            while size:
-                sent = os.sendfile(self._sock.fileno(), self._memory_fd, offset, size)
-                if not sent:
-                    raise LinkLost("a page connection broke", "sendfile sent nothing")
-                offset, size = offset + sent, size - sent
-                self.sent_bytes += sent
-        except OSError as error:
-            raise LinkLost("a page connection broke", error.strerror or str(error)) from error
+    def _send_copy(self, pages: PageSet) -> None:
+        """Send pages as they are now: what is summed must be what arrives, and guest memory changes between the two."""
+        copy = b"".join(
+            self._bytes[start * PAGE_BYTES : stop * PAGE_BYTES]
+            for start, stop in zip(pages.starts.tolist(), pages.stops.tolist(), strict=True)
+        )
+        self._wire.send([self._connection.send(Pages(pages), len(copy), [copy]), copy])
+        self.sent_pages += pages.pages
 
 
 def striped(pages: PageSet, streams: int) -> list[PageSet]:

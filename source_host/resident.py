@@ -54,9 +54,7 @@ class ResidentGuest:
         asyncio.get_running_loop().add_reader(self._watched, self._guest_died)
         found = await in_thread(keepsake.find, self.guest, DEPARTURE)
         if control.owner is Owner.RELINQUISHED and found is not None:
-            migration = AdoptedMigration(
-                self.guest, found[0], MigrationOptions(to=""), self._points, lambda event: None
-            )
+            migration = AdoptedMigration(self.guest, found[0], self._points, lambda event: None)
             log.warning("guest=%s adopted: it was handed over to %s, asking there", self.name, migration.options.to)
             self._begin(migration)
             return

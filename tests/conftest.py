@@ -10,6 +10,7 @@ from hypothesis import settings
 from pagefire.guest_workload.linux import memfd
 from tests.support.memory import fresh
 from tests.support.memory_user import MemoryUser
+from tests.support.secured import KeyRing
 
 settings.register_profile("quick", max_examples=20, deadline=None)
 
@@ -21,6 +22,20 @@ def user() -> Iterator[MemoryUser]:
     """A process that uses guest memory on command; each test maps memory of its own."""
     with MemoryUser() as one:
         yield one
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_keys_by_default() -> Iterator[None]:
+    """Whoever runs the tests may have keys: they are none of the tests'."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PAGEFIRE_KEYS", "/nonexistent")
+        yield
+
+
+@pytest.fixture(scope="session")
+def ring(tmp_path_factory: pytest.TempPathFactory) -> KeyRing:
+    """Keys of hosts that know each other, and of some that do not."""
+    return KeyRing.made(tmp_path_factory.mktemp("keys"))
 
 
 @pytest.fixture

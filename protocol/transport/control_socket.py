@@ -4,7 +4,8 @@
     event     {"event": NAME, ...}        any number, while the operation goes on
     answer    {"result": {...}}  or  {"error": {"what", "why", "do", "exit_code"}}
 
-Only for commands on the same machine and of the same user: the socket is 0600 in a directory that is 0700.
+Only for commands on the same machine and of the same user, or root: the socket is born 0600 in a directory that is 0700, and the
+kernel is asked who calls.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from pagefire.protocol import credentials
 from pagefire.protocol.errors import Cancelled, PagefireError, UsageError
 
 log = logging.getLogger("pagefire.control")
@@ -42,8 +44,18 @@ class ControlServer:
         self._conversations: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
-        self._server = await asyncio.start_unix_server(self._converse, os.fspath(self._path), limit=1 << 20)
-        self._path.chmod(0o600)
+        """Listen, for this user alone; raises PagefireError where the path cannot be had."""
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            # Before bind: the file is born with these rights, without a moment in which others could connect.
+            os.fchmod(listener.fileno(), 0o600)
+            listener.bind(os.fspath(self._path))
+        except OSError as error:
+            listener.close()
+            raise PagefireError(
+                f"cannot listen at {self._path}", error.strerror or str(error), "choose another --runtime-dir"
+            ) from error
+        self._server = await asyncio.start_unix_server(self._converse, sock=listener, limit=1 << 20)
 
     async def close(self, patience_s: float = 1.0) -> None:
         """Stop listening, give answers under way `patience_s` to leave, then drop them."""
@@ -66,6 +78,8 @@ class ControlServer:
 
         try:
             request = await _read_request(reader)
+            # After its request has been read: a caller that is refused while it still writes would see a broken pipe, not why.
+            _require_own_user(writer)
             operation = self._operations.get(str(request.get("op")))
             if operation is None:
                 raise UsageError(f"no operation {request.get('op')!r}", f"known: {', '.join(self._operations)}")
@@ -87,6 +101,15 @@ class ControlServer:
             writer.close()
             with contextlib.suppress(OSError):
                 await writer.wait_closed()
+
+
+def _require_own_user(writer: asyncio.StreamWriter) -> None:
+    """Raise PeerRefused for the command of another user."""
+    # A socket object of our own: uvloop's gives no options.
+    with socket.socket(fileno=os.dup(writer.get_extra_info("socket").fileno())) as peer:
+        credentials.require_own_user(
+            peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, credentials.UCRED_BYTES), os.getuid()
+        )
 
 
 async def _read_request(reader: asyncio.StreamReader) -> Json:

@@ -1,6 +1,6 @@
-"""A connection's bytes on an asyncio loop: messages over one non-blocking TCP socket.
+"""A connection's bytes on an asyncio loop: messages over one wire whose socket does not block.
 
-Reads exactly what the protocol core wants, never a byte more, so that after the greeting the bare socket can be given to a thread
+Reads exactly what the protocol core wants, never a byte more, so that after the greeting the wire can be given to a thread
 that reads payloads straight into guest memory (`detach`). One task reads, one writes. A read or write that was cancelled or
 failed half-way leaves the stream in an unknown state: close it, never resync.
 """
@@ -14,18 +14,28 @@ from typing import TypeVar
 
 from pagefire.protocol.connection import Arrival, Connection
 from pagefire.protocol.errors import Cancelled, LinkLost, PagefireError, PeerRefused, RemoteProtocolError
+from pagefire.protocol.frames import Check
 from pagefire.protocol.messages import Alive, Failure, Message
+from pagefire.protocol.state import Phase, Side
+from pagefire.protocol.transport.security import CallerSecurity
+from pagefire.protocol.transport.tls import NotTls
+from pagefire.protocol.transport.wire import Wire
 
 M = TypeVar("M", bound=Message)
 
 #: When a silent peer is declared lost (tcp(7)).
 KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S, SILENCE_S = 10, 5, 30
+#: How long a refused peer is given to read why.
+HANG_UP_S = 1.0
+#: Of who has no keys, and was not told to do without.
+PLAIN_ON_LOOPBACK = CallerSecurity()
 
 
 class FrameStream:
-    """One connection: a socket and the protocol core that says what may pass."""
+    """One connection: a wire and the protocol core that says what may pass."""
 
-    def __init__(self, sock: socket.socket, connection: Connection) -> None:
+    def __init__(self, wire: Wire, connection: Connection) -> None:
+        sock = wire.sock
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         # A peer that lost power says nothing: the kernel asks it after 10 s of silence, and gives up 30 s after unanswered bytes.
@@ -33,7 +43,7 @@ class FrameStream:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_S)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SILENCE_S * 1000)
-        self.sock = sock
+        self.wire = wire
         self.connection = connection
         self.sent_bytes = 0
         #: For how long `receive` waits without a single byte before it calls the link lost; None: for ever.
@@ -41,16 +51,27 @@ class FrameStream:
         self._writing = asyncio.Lock()
         self._watching: asyncio.AbstractEventLoop | None = None
         self._readable: asyncio.Future[None] | None = None
+        self._check: Check | None = None
+
+    @property
+    def sock(self) -> socket.socket:
+        return self.wire.sock
 
     async def send(self, message: Message, payload: bytes | memoryview = b"") -> None:
-        """Write a message and its payload in one go; raises LinkLost, and LocalProtocolError when it may not be sent now."""
+        """Write a message and its payload in one go; raises LinkLost, and LocalProtocolError when it may not be sent now.
+
+        The payload must not change any more. Where the peer had refused the connection by means of the wire, that is raised.
+        """
         async with self._writing:
-            head = self.connection.send(message, len(payload))
+            head = self.connection.send(message, len(payload), [payload])
             try:
-                await asyncio.get_running_loop().sock_sendall(self.sock, head + payload if payload else head)
+                for piece in self.wire.sealed(head, payload):
+                    await asyncio.get_running_loop().sock_sendall(self.sock, piece)
+                    self.sent_bytes += len(piece)
             except OSError as error:
+                if said := self.wire.last_words():
+                    raise said from error
                 raise LinkLost(f"sending {type(message).__name__} failed", error.strerror or str(error)) from error
-            self.sent_bytes += len(head) + len(payload)
 
     async def receive(self) -> Arrival:
         """Wait for the next message but `Alive`; its payload is still on the stream. Raises LinkLost, RemoteProtocolError."""
@@ -61,6 +82,7 @@ class FrameStream:
                 raise LinkLost("the peer closed the connection")
             arrival = self.connection.receive(received)
             if arrival is not None and not isinstance(arrival.message, Alive):
+                self._check = arrival.check
                 return arrival
 
     async def stay_alive(self, peer_silence_s: float) -> None:
@@ -74,7 +96,7 @@ class FrameStream:
                 await self.send(Alive())
 
     async def receive_payload(self, size_bytes: int) -> bytes:
-        """Read the payload of the message that has just been received."""
+        """Read the payload of the message that has just been received; raises RemoteProtocolError when either was damaged."""
         payload = bytearray(size_bytes)
         view = memoryview(payload)
         while view:
@@ -82,6 +104,9 @@ class FrameStream:
             if not count:
                 raise LinkLost("the peer closed the connection in the middle of a payload")
             view = view[count:]
+        if self._check is not None:
+            self._check.add(payload)
+            self._check.verify()
         return bytes(payload)
 
     async def expect(self, kind: type[M], timeout_s: float | None = None) -> M:
@@ -97,36 +122,32 @@ class FrameStream:
             raise RemoteProtocolError(f"{kind.__name__} expected", f"{type(message).__name__} came")
         return message
 
-    def detach(self) -> socket.socket:
-        """Give the socket away, in blocking mode; the stream is of no more use."""
-        self._stop_watching()
+    def detach(self) -> Wire:
+        """Give the wire away, its socket in blocking mode; the stream is of no more use."""
+        self.stop_watching()
         self.sock.setblocking(True)
-        return self.sock
+        return self.wire
 
     def close(self) -> None:
         """Close at once; whoever waits to receive gets LinkLost."""
-        self._stop_watching()
+        self.stop_watching()
         if self._readable is not None and not self._readable.done():
             self._readable.set_exception(LinkLost("the connection was closed here"))
-        close_socket(self.sock)
+        self.wire.close()
 
     async def _read(self, limit: int) -> bytes:
         while True:
             try:
-                return self.sock.recv(limit)
+                return self.wire.receive(limit)
             except BlockingIOError:
                 await self._wait_readable()
-            except OSError as error:
-                raise LinkLost("the connection broke", error.strerror or str(error)) from error
 
     async def _read_into(self, view: memoryview) -> int:
         while True:
             try:
-                return self.sock.recv_into(view)
+                return self.wire.receive_into(view)
             except BlockingIOError:
                 await self._wait_readable()
-            except OSError as error:
-                raise LinkLost("the connection broke", error.strerror or str(error)) from error
 
     async def _wait_readable(self) -> None:
         """Wait until there is something to read.
@@ -152,22 +173,28 @@ class FrameStream:
     def _on_readable(self) -> None:
         if self._readable is None or self._readable.done():
             # Nobody waits: the loop would call again at once, for ever.
-            self._stop_watching()
+            self.stop_watching()
         else:
             self._readable.set_result(None)
 
-    def _stop_watching(self) -> None:
+    def stop_watching(self) -> None:
+        """Let somebody else wait on the socket."""
         if self._watching is not None:
             if not self._watching.is_closed():
                 self._watching.remove_reader(self.sock.fileno())
             self._watching = None
 
 
-def close_socket(sock: socket.socket) -> None:
-    """Shut a socket down and close it: a thread that is blocked on it returns at once (close alone would leave it waiting)."""
-    with contextlib.suppress(OSError):
-        sock.shutdown(socket.SHUT_RDWR)
-    sock.close()
+async def hang_up(sock: socket.socket) -> None:
+    """End our side of a connection and wait for the peer to end its, a second at most; closing is left to the caller.
+
+    What the peer sent and nobody read would make the kernel reset the connection, and our last words could be lost with it.
+    """
+    with contextlib.suppress(OSError, TimeoutError):
+        sock.shutdown(socket.SHUT_WR)
+        async with asyncio.timeout(HANG_UP_S):
+            while await asyncio.get_running_loop().sock_recv(sock, 1 << 16):
+                pass
 
 
 def refusal(failure: Failure) -> PagefireError:
@@ -190,8 +217,13 @@ def describe_failure(error: BaseException, outcome: str = "failed") -> Failure:
     return Failure(outcome, "the peer failed unexpectedly", f"{type(error).__name__}: {error}", "read its log")
 
 
-async def connect(host: str, port: int, connection: Connection, timeout_s: float) -> FrameStream:
-    """Open a TCP connection; raises LinkLost that says who is not listening."""
+async def connect(
+    host: str, port: int, connection: Connection, timeout_s: float, security: CallerSecurity = PLAIN_ON_LOOPBACK
+) -> FrameStream:
+    """Open a TCP connection, encrypted where it has to be.
+
+    Raises LinkLost that says who is not listening, PeerRefused by the peer or of the peer, UsageError without keys that it takes.
+    """
     loop = asyncio.get_running_loop()
     where = f"{host}:{port}"
     try:
@@ -199,19 +231,24 @@ async def connect(host: str, port: int, connection: Connection, timeout_s: float
             addresses = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
             failure: OSError | None = None
             for family, kind, number, _, address in addresses:
+                security.encrypts(str(address[0]))
                 sock = socket.socket(family, kind, number)
                 sock.setblocking(False)
                 try:
                     _choose_congestion_control(sock, str(address[0]))
                     await loop.sock_connect(sock, address)
+                    return FrameStream(await security.secured(sock, str(address[0])), connection)
+                except NotTls as answer:
+                    try:
+                        raise await _plain_answer(sock, answer.said) from None
+                    finally:
+                        sock.close()
                 except OSError as error:
                     sock.close()
                     failure = error
-                    continue
                 except BaseException:
                     sock.close()
                     raise
-                return FrameStream(sock, connection)
             raise failure or OSError("no address")
     except TimeoutError:
         raise LinkLost(
@@ -225,6 +262,27 @@ async def connect(host: str, port: int, connection: Connection, timeout_s: float
             error.strerror or str(error),
             "start `pagefire dest` there, or check the address",
         ) from error
+
+
+async def _plain_answer(sock: socket.socket, said: bytes) -> PagefireError:
+    """Read why a peer that was called by TLS answers in plaintext: a pagefire says so by a Failure, anybody else is named.
+
+    Nothing authenticates it, so it is believed for one thing only: that there is no connection.
+    """
+    connection = Connection(Side.SOURCE)
+    connection.phase = Phase.JOINING
+    try:
+        while said:
+            wanted = connection.wanted
+            arrival = connection.receive(said[:wanted])
+            if arrival is not None and isinstance(arrival.message, Failure):
+                return refusal(arrival.message)
+            said = said[wanted:] or await asyncio.get_running_loop().sock_recv(sock, 1 << 16)
+    except PagefireError as error:
+        return error
+    except OSError as error:
+        return LinkLost("the peer does not speak TLS", error.strerror or str(error), "check host and port")
+    return LinkLost("the peer does not speak TLS", "it closed the connection", "check host and port")
 
 
 def listen(host: str, port: int) -> socket.socket:

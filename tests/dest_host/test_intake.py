@@ -18,6 +18,7 @@ from pagefire.dest_host.publishing import Publisher
 from pagefire.guest_workload.linux import memfd, userfaultfd
 from pagefire.protocol.errors import LinkLost, RemoteProtocolError
 from pagefire.protocol.pages import PAGE_BYTES, PageSet
+from pagefire.protocol.transport.wire import Wire
 from tests.conftest import MemoryMaker
 from tests.support.kernel import need_userfaultfd
 from tests.support.memory import allocated_pages, contents
@@ -45,7 +46,7 @@ class Destination:
     def connection(self) -> tuple[Landing, socket.socket]:
         """Give a landing and the socket that feeds it."""
         ours, theirs = socket.socketpair()
-        self._connections.append((Landing(theirs, self.memory, self.ledger), ours, theirs))
+        self._connections.append((Landing(Wire(theirs), self.memory, self.ledger), ours, theirs))
         return self._connections[-1][:2]
 
     def resume(self, missing: PageSet) -> None:
@@ -238,7 +239,7 @@ def test_zero_pages_without_end_take_no_memory(make_memory: MemoryMaker) -> None
     ledger = Ledger(memory.pages)
     intake = Intake(ledger, Publisher(-1, 0, 0), memory.pages)
     ours, theirs = socket.socketpair()
-    landing = Landing(theirs, memory, ledger)
+    landing = Landing(Wire(theirs), memory, ledger)
     tracemalloc.start()
     intake.take_zero(PageSet.span(0, memory.pages), landing)
     peak_bytes = tracemalloc.get_traced_memory()[1]

@@ -125,7 +125,7 @@ class Resumed:
                 kind="Readers", threads=THREADS, seed=self._seed * THREADS,
             )  # fmt: skip
             ours, theirs = fault_streams()
-            landing = Landing(theirs.sock, self.there, link.ledger)
+            landing = Landing(theirs.wire, self.there, link.ledger)
             remaining = postcopy.Remaining(missing)
             async with asyncio.timeout(PATIENCE_S):
                 await beside(

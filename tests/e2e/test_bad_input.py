@@ -205,7 +205,7 @@ def test_an_incompatible_source_is_refused_by_name(pair: HostPair) -> None:
 
 @pytest.mark.parametrize(
     "said",
-    [b"GET / HTTP/1.1\r\nHost: there\r\n\r\n", bytes(range(256)) * 16, b"\x16\x03\x01" + bytes(64), b"PGF1", b""],
+    [b"GET / HTTP/1.1\r\nHost: there\r\n\r\n", bytes(range(256)) * 16, b"\x16\x03\x01" + bytes(64), b"PGF2", b""],
 )
 def test_a_caller_that_is_not_a_pagefire_is_told_and_dropped(pair: HostPair, said: bytes) -> None:
     before = len(pair.dest.log_path.read_text())
@@ -216,13 +216,14 @@ def test_a_caller_that_is_not_a_pagefire_is_told_and_dropped(pair: HostPair, sai
             sock.shutdown(socket.SHUT_WR)
         with contextlib.suppress(ConnectionResetError):
             answer = sock.recv(4096)
-            assert answer.startswith(b"PGF1") or len(said) < 16
+            assert answer.startswith(b"PGF2") or len(said) < 16
     until(
         lambda: "refused why=" in pair.dest.log_path.read_text()[before:],
         "the destination does not say whom it refused",
     )
     if len(said) >= 16:
-        assert "the peer is not a pagefire daemon" in pair.dest.log_path.read_text()[before:]
+        named = "began with a TLS record" if said[0] == 0x16 else "the peer is not a pagefire daemon"
+        assert named in pair.dest.log_path.read_text()[before:]
 
 
 def test_a_tls_client_calls(pair: HostPair) -> None:

@@ -28,7 +28,8 @@ def replay(
     backing: str = "4k",
     dest_backing: str | None = None,
     scattered: int = 0,
-    **tracing: str,
+    dest_arguments: list[str] | None = None,
+    **options: Any,
 ) -> dict[str, int]:
     """Migrate one guest at a random moment, run it to step N; run its twin there without migrating; compare all of memory.
 
@@ -41,9 +42,9 @@ def replay(
         shape |= {"memory": "8GiB", "resident": "32MiB", "scattered": scattered}
     arguments = guest_arguments(**shape, rate=rate)
     moment = random.Random(seed)
-    with HostPair(arguments) as pair:
+    with HostPair(arguments, dest_arguments) as pair:
         time.sleep(moment.uniform(0.02, 0.4))
-        report = pair.migrate(mode=mode, streams=streams, backing=dest_backing, check=True, **tracing)
+        report = pair.migrate(mode=mode, streams=streams, backing=dest_backing, check=True, **options)
         steps = 2 * pair.transactions(pair.dest_socket) // vcpus + 1000
         pair.on_dest("run_to", steps=steps)
         migrated = pair.on_dest("digest")

@@ -64,7 +64,7 @@ def test_it_migrates_outside_the_checkout(wheel: Path, tmp_path: Path, place: Pl
     where = "import sysconfig; print(sysconfig.get_path('purelib'))"
     site = Path(command(str(python), "-c", where, cwd=outside).strip())
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
-    loaded = "import pagefire.scripts.cli, pagefire.source_host.daemon; print(pagefire.source_host.daemon.__file__)"
+    loaded = "import pagefire.scripts.cli, pagefire.source_host.resident; print(pagefire.source_host.resident.__file__)"
     assert Path(command(str(python), "-c", loaded, cwd=outside).strip()).is_relative_to(site)
     demo = ("demo", "--memory", "64MiB", "--warmup", "300ms", "--settle", "200ms", "--json", "-")
     pagefire = (str(environment / "bin" / "pagefire"),)

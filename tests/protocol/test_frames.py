@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import zlib
 from collections.abc import Iterator
 
 import pytest
@@ -15,6 +16,7 @@ from pagefire.protocol.frames import (
     MAGIC,
     MAX_BODY_BYTES,
     MAX_PAYLOAD_BYTES,
+    Check,
     FrameDecoder,
     FrameHead,
     encode_head,
@@ -35,7 +37,7 @@ def pour(decoder: FrameDecoder, stream: bytes, piece_bytes: int) -> Iterator[Fra
 
 
 def test_header_is_the_specified_one() -> None:
-    assert encode_head(18, b"abc", 5) == b"PGF1" + bytes((18, 0, 0, 0)) + b"\3\0\0\0" + b"\5\0\0\0" + b"abc"
+    assert encode_head(18, b"abc", 5) == b"PGF2" + bytes((18, 0, 0, 0)) + b"\3\0\0\0" + b"\5\0\0\0" + bytes(4) + b"abc"
 
 
 @settings(max_examples=50, deadline=None)
@@ -78,7 +80,7 @@ def test_a_stream_that_ends_inside_a_frame_is_noticed(cut: int) -> None:
 
 
 def test_reserved_bytes_are_ignored() -> None:
-    assert FrameDecoder().feed(b"PGF1" + bytes((9, 1, 2, 3)) + bytes(8)) == FrameHead(9, b"", 0)
+    assert FrameDecoder().feed(b"PGF2" + bytes((9, 1, 2, 3)) + bytes(12)) == FrameHead(9, b"", 0)
 
 
 @pytest.mark.parametrize(("body_bytes", "payload_bytes"), [(MAX_BODY_BYTES + 1, 0), (0, MAX_PAYLOAD_BYTES + 1)])
@@ -87,7 +89,7 @@ def test_limits(body_bytes: int, payload_bytes: int) -> None:
         encode_head(1, bytes(body_bytes), payload_bytes)
     # Refused by the header alone: nothing was allocated for what it announces.
     with pytest.raises(RemoteProtocolError, match="beyond the limits"):
-        FrameDecoder().feed(struct.pack("<4sB3xII", MAGIC, 1, body_bytes, payload_bytes))
+        FrameDecoder().feed(struct.pack("<4sB3xIII", MAGIC, 1, body_bytes, payload_bytes, 0))
 
 
 def test_the_largest_frame_passes() -> None:
@@ -106,7 +108,7 @@ def test_the_largest_frame_passes() -> None:
         (b"\x16\x03\x01\x02\x00\x01\x00\x01", "TLS"),
         (b"\x15\x03\x01\x00\x02\x02\x0a", "TLS"),
         (b"SSH-2.0-OpenSSH", "SSH"),
-        (b"PGF2" + bytes(12), "PGF2"),
+        (b"PGF3" + bytes(12), "PGF3"),
         (b"\x00\x01\xff", "xff"),
     ],
 )
@@ -117,12 +119,60 @@ def test_a_stranger_is_named(first: bytes, named: str) -> None:
     assert "host and port" in refused.value.do
 
 
+def test_an_older_release_is_named() -> None:
+    with pytest.raises(RemoteProtocolError, match="older pagefire: it speaks protocol version 1"):
+        FrameDecoder().feed(b"PGF1" + bytes(12))
+
+
+# -- checksums ---------------------------------------------------------------------------------------------------------
+
+
+def head_of(frame: bytes) -> FrameHead:
+    decoder = FrameDecoder()
+    head = decoder.feed(frame[:HEADER_BYTES])
+    while head is None:
+        head = decoder.feed(frame[HEADER_BYTES : HEADER_BYTES + decoder.wanted])
+    return head
+
+
+def test_checksum_is_the_specified_one() -> None:
+    """CRC-32 of the first 16 bytes, the body and the payload."""
+    frame = encode_head(18, b"abc", 5, [b"pay", b"ld"])
+    assert frame[16:20] == struct.pack("<I", zlib.crc32(frame[:16] + b"abc" + b"payld"))
+
+
+@given(bodies, st.lists(st.binary(max_size=50), max_size=4))
+def test_a_whole_frame_verifies(body: bytes, parts: list[bytes]) -> None:
+    payload = b"".join(parts)
+    check = Check(head_of(encode_head(16, body, len(payload), parts)))
+    for at in range(0, len(payload), 7):
+        check.add(payload[at : at + 7])
+    check.verify()
+
+
+@given(bodies, st.binary(min_size=1, max_size=50), st.data())
+def test_any_flipped_bit_is_found(body: bytes, payload: bytes, data: st.DataObject) -> None:
+    frame = bytearray(encode_head(16, body, len(payload), [payload]) + payload)
+    # The magic is looked at by itself, the reserved bytes are not, and another length moves the frame's end.
+    at = data.draw(st.sampled_from([4, *range(16, len(frame))]))
+    frame[at] ^= 1 << data.draw(st.integers(0, 7))
+    check = Check(head_of(bytes(frame)))
+    check.add(frame[-len(payload) :])
+    with pytest.raises(RemoteProtocolError, match="damaged on its way"):
+        check.verify()
+
+
+def test_a_checksum_needs_the_whole_payload() -> None:
+    with pytest.raises(ValueError, match="4 bytes, the payload has 5"):
+        encode_head(16, b"", 5, [b"four"])
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.binary(min_size=1, max_size=200))
 def test_random_bytes_give_a_frame_or_the_refusal(stream: bytes) -> None:
     decoder = FrameDecoder()
     if not MAGIC.startswith(stream[:4]):
-        with pytest.raises(RemoteProtocolError, match="not a pagefire daemon"):
+        with pytest.raises(RemoteProtocolError, match=r"not a pagefire daemon|older pagefire"):
             list(pour(decoder, stream, 1))
     else:
         assert list(pour(decoder, stream[:HEADER_BYTES], 1)) == []

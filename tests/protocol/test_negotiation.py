@@ -38,7 +38,7 @@ def offer(**fields: Any) -> Offer:
     return dataclasses.replace(example, **fields)
 
 
-def welcome(version: int = 1, capabilities: tuple[str, ...] = CAPABILITIES) -> Welcome:
+def welcome(version: int = 2, capabilities: tuple[str, ...] = CAPABILITIES) -> Welcome:
     return Welcome(version, list(capabilities), b"", b"", "", "", 10.0)
 
 
@@ -56,19 +56,19 @@ def test_the_newest_common_version(
     assert choose_version(hello(theirs)) == chosen
 
 
-@pytest.mark.parametrize("theirs", [[], [2], [0], [-1, 7]])
+@pytest.mark.parametrize("theirs", [[], [1], [0], [-1, 7]])
 def test_no_common_version(theirs: list[int]) -> None:
     with pytest.raises(PeerRefused, match="version") as refused:
         choose_version(hello(theirs))
     assert str(theirs) in refused.value.why
-    assert "[1]" in refused.value.why
+    assert "[2]" in refused.value.why
     assert refused.value.do
 
 
 def test_a_version_that_was_not_offered() -> None:
     check_welcome(welcome())
-    with pytest.raises(PeerRefused, match="2"):
-        check_welcome(welcome(version=2))
+    with pytest.raises(PeerRefused, match="3"):
+        check_welcome(welcome(version=3))
 
 
 # -- capabilities ------------------------------------------------------------------------------------------------------

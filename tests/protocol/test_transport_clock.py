@@ -18,6 +18,7 @@ from pagefire.protocol.report import Clock
 from pagefire.protocol.state import Role, Side
 from pagefire.protocol.transport.clock import compare_clocks, machine_identity
 from pagefire.protocol.transport.frame_stream import FrameStream
+from pagefire.protocol.transport.wire import Wire
 from tests.protocol.golden.conversation import simple
 
 Answer = Callable[[m.ClockProbe], m.ClockReading]
@@ -29,8 +30,8 @@ async def streams() -> AsyncIterator[tuple[FrameStream, FrameStream]]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         near = socket.create_connection(listener.getsockname())
         far, _ = listener.accept()
-    source = FrameStream(near, Connection(Side.SOURCE, Role.CONTROL))
-    destination = FrameStream(far, Connection(Side.DESTINATION))
+    source = FrameStream(Wire(near), Connection(Side.SOURCE, Role.CONTROL))
+    destination = FrameStream(Wire(far), Connection(Side.DESTINATION))
     await source.send(simple(m.Hello))
     await destination.expect(m.Hello)
     await destination.send(simple(m.Welcome))

@@ -5,14 +5,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import socket
 import stat
+import struct
+import subprocess
+import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 
+from pagefire.protocol import credentials
+from pagefire.protocol.credentials import require_own_user
 from pagefire.protocol.errors import Cancelled, GuestError, PagefireError, UsageError
 from pagefire.protocol.transport.control_socket import ControlServer, Emit, Json, request
 
@@ -203,3 +210,59 @@ async def test_a_daemon_that_is_silent(server: Path) -> None:
 def test_no_daemon(tmp_path: Path) -> None:
     with pytest.raises(PagefireError, match=r"nobody\.control: No such file"):
         request(tmp_path / "nobody.control", "status")
+
+
+async def test_it_is_born_for_this_user_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mode is there before the file is: nobody can connect in between."""
+    modes: list[int] = []
+    monkeypatch.setattr(asyncio, "start_unix_server", lambda *args, sock, **kwargs: _note_mode(sock, modes))
+    umask = os.umask(0)
+    try:
+        await ControlServer(tmp_path / "a.control", {}).start()
+    finally:
+        os.umask(umask)
+    assert modes == [0o600]
+
+
+async def _note_mode(sock: socket.socket, modes: list[int]) -> None:
+    modes.append(stat.S_IMODE(os.stat(sock.getsockname()).st_mode))
+    sock.close()
+
+
+async def test_another_user_is_refused_by_name(server: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(credentials, "require_own_user", _refuse)
+    with pytest.raises(PagefireError, match="user 8 may not use a socket of user 7"):
+        await ask(server, "echo")
+
+
+def _refuse(ucred: bytes, own_uid: int) -> None:
+    require_own_user(struct.pack("=iII", 1, 8, 8), 7)
+
+
+def test_another_user_is_refused_on_uvloop() -> None:
+    """A command that runs as somebody else and has got as far as the socket, which the file's mode would have stopped."""
+    if os.getuid() != 0:
+        pytest.skip("another user cannot be had: it needs root")
+    caller = "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); "
+    caller += "s.sendall(b'{}\\n'); print(s.recv(4096).decode())"
+
+    async def main(directory: Path) -> str:
+        path = directory / "a.control"
+        server = ControlServer(path, {"echo": _echo})
+        await server.start()
+        path.chmod(0o666)
+        command = ["/usr/bin/env", "python3", "-c", caller, os.fspath(path)]
+        ended = await asyncio.to_thread(
+            subprocess.run, command, user=65534, timeout=20, text=True, stdout=subprocess.PIPE, check=False
+        )
+        await server.close(0)
+        return str(ended.stdout)
+
+    with tempfile.TemporaryDirectory() as directory:
+        Path(directory).chmod(0o755)
+        assert "user 65534 may not use a socket of user 0" in uvloop.run(main(Path(directory)))
+
+
+async def test_a_path_that_cannot_be_had(tmp_path: Path) -> None:
+    with pytest.raises(PagefireError, match=r"cannot listen at .*no/a\.control: No such file.*--runtime-dir"):
+        await ControlServer(tmp_path / "no" / "a.control", {}).start()

@@ -26,12 +26,12 @@ from pagefire.protocol.pages import PAGE_BYTES, PageSet
 from pagefire.protocol.state import Phase, Role, Side
 from pagefire.protocol.transport.frame_stream import (
     FrameStream,
-    close_socket,
     connect,
     describe_failure,
     listen,
     refusal,
 )
+from pagefire.protocol.transport.wire import Wire, close_socket
 from tests.protocol.golden.conversation import simple
 
 TIMEOUT_S = 0.05
@@ -44,7 +44,7 @@ def link() -> Iterator[Link]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         far = socket.create_connection(listener.getsockname())
         near, _ = listener.accept()
-    stream = FrameStream(near, Connection(Side.DESTINATION))
+    stream = FrameStream(Wire(near), Connection(Side.DESTINATION))
     yield stream, far
     stream.close()
     far.close()
@@ -54,7 +54,7 @@ def link() -> Iterator[Link]:
 async def streams(link: Link) -> tuple[FrameStream, FrameStream]:
     """A source's and a destination's stream, joined: the next message is an offer."""
     destination, far = link
-    source = FrameStream(far, Connection(Side.SOURCE, Role.CONTROL))
+    source = FrameStream(Wire(far), Connection(Side.SOURCE, Role.CONTROL))
     await source.send(simple(m.Hello))
     await destination.expect(m.Hello)
     await destination.send(simple(m.Welcome))
@@ -100,7 +100,7 @@ async def test_a_payload_is_left_for_its_reader(streams: tuple[FrameStream, Fram
 async def test_senders_take_turns(link: Link) -> None:
     """Two tasks may send on one stream: their frames do not mix, however long they are."""
     destination, far = link
-    source = FrameStream(far, Connection(Side.SOURCE, Role.PAGES))
+    source = FrameStream(Wire(far), Connection(Side.SOURCE, Role.PAGES))
     await source.send(PAGES_HELLO)
     await destination.receive()
     await destination.send(simple(m.Welcome))
@@ -120,7 +120,7 @@ async def test_nothing_is_read_beyond_the_greeting(link: Link) -> None:
     stream, far = link
     far.sendall(bytes_of(PAGES_HELLO) + b"contents")
     await stream.receive()
-    bare = stream.detach()
+    bare = stream.detach().sock
     assert bare.getblocking()
     assert bare.recv(64) == b"contents"
 
@@ -187,7 +187,7 @@ def test_close_wakes_who_waits() -> None:
     async def main() -> None:
         with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()):
             near, _ = listener.accept()
-        stream = FrameStream(near, Connection(Side.DESTINATION))
+        stream = FrameStream(Wire(near), Connection(Side.DESTINATION))
         waiting = asyncio.create_task(stream.receive())
         await asyncio.sleep(0)
         stream.close()
@@ -199,7 +199,7 @@ def test_close_wakes_who_waits() -> None:
 
 async def test_close_socket_wakes_a_thread(link: Link) -> None:
     stream, _ = link
-    bare = stream.detach()
+    bare = stream.detach().sock
     waiting = asyncio.create_task(asyncio.to_thread(bare.recv, 1))
     await asyncio.sleep(0.01)
     close_socket(bare)

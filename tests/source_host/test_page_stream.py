@@ -19,10 +19,18 @@ from pagefire.source_host.page_stream import SENDFILE_PAGES, striped
 from tests.conftest import MemoryMaker
 from tests.support.memory import allocated_pages, contents, fresh
 from tests.support.page_link import PageLink
+from tests.support.secured import KeyRing
 from tests.support.waiting import eventually
 
 PAGES = 4 * GRANULE_PAGES
 NONE = PageSet.empty()
+#: How pages may be carried: in the clear, with checksums, encrypted.
+CARRIED = ("plain", "checked", "encrypted")
+
+
+def link_of(kind: str, ring: KeyRing, here: memfd.Mapping, there: memfd.Mapping, streams: int = 1) -> PageLink:
+    """Make a link that carries pages in this way; on the running loop."""
+    return PageLink(here, there, streams, ring=ring if kind == "encrypted" else None, checksum=kind == "checked")
 
 
 def fill(memory: memfd.Mapping, pages: PageSet, seed: int) -> None:
@@ -36,12 +44,13 @@ def assert_equal(here: memfd.Mapping, there: memfd.Mapping) -> None:
     assert np.array_equal(contents(here), contents(there))
 
 
+@pytest.mark.parametrize("kind", CARRIED)
 @pytest.mark.parametrize("streams", [1, 3])
-async def test_a_memory_arrives(make_memory: MemoryMaker, streams: int) -> None:
+async def test_a_memory_arrives(make_memory: MemoryMaker, ring: KeyRing, streams: int, kind: str) -> None:
     here, there = make_memory(PAGES), make_memory(PAGES)
     there_is = PageSet.of_runs([0, 3, 40, 900, PAGES - 1], [1, 20, 41, 900 + 2 * GRANULE_PAGES, PAGES])
     fill(here, there_is, 1)
-    async with PageLink(here, there, streams) as link:
+    async with link_of(kind, ring, here, there, streams) as link:
         await link.send_round(there_is)
         assert not link.ends
     assert_equal(here, there)
@@ -61,9 +70,11 @@ runs = st.lists(
 )
 
 
-@settings(max_examples=12, deadline=None)
-@given(runs, st.integers(1, 3), st.booleans())
-def test_runs_of_every_shape_arrive(shape: list[tuple[int, int, str]], streams: int, twice: bool) -> None:
+@settings(max_examples=20, deadline=None)
+@given(runs, st.integers(1, 3), st.booleans(), st.sampled_from(CARRIED))
+def test_runs_of_every_shape_arrive(
+    ring: KeyRing, shape: list[tuple[int, int, str]], streams: int, twice: bool, carried: str
+) -> None:
     here, there = fresh(PAGES), fresh(PAGES)
     at, sent, zero = 0, NONE, NONE
     for gap, length, kind in shape:
@@ -78,7 +89,7 @@ def test_runs_of_every_shape_arrive(shape: list[tuple[int, int, str]], streams: 
         here.array[start * PAGE_BYTES : stop * PAGE_BYTES] = 0
 
     async def send() -> None:
-        async with PageLink(here, there, streams) as link:
+        async with link_of(carried, ring, here, there, streams) as link:
             if twice:
                 # Over older contents: the other way into memory, and zero pages that have to overwrite.
                 fill(here, sent, 2)
@@ -164,9 +175,10 @@ async def test_bytes_and_pages_are_counted(make_memory: MemoryMaker) -> None:
         assert payload_bytes < stream.sent_bytes < payload_bytes + 500
 
 
-async def test_an_abort_in_the_middle_ends_both_threads(make_memory: MemoryMaker) -> None:
+@pytest.mark.parametrize("kind", CARRIED)
+async def test_an_abort_in_the_middle_ends_both_threads(make_memory: MemoryMaker, ring: KeyRing, kind: str) -> None:
     here, there = make_memory(64 * GRANULE_PAGES), make_memory(64 * GRANULE_PAGES)
-    async with PageLink(here, there) as link:
+    async with link_of(kind, ring, here, there) as link:
         # More than can be under way at once.
         here.array[::PAGE_BYTES] = 1
         sending = asyncio.create_task(
@@ -184,17 +196,65 @@ async def test_an_abort_in_the_middle_ends_both_threads(make_memory: MemoryMaker
     await eventually(lambda: not {thread.name for thread in threading.enumerate()} & {"pages_0", "page-receiver"})
 
 
-async def test_a_receiver_that_goes_away_is_a_lost_link(make_memory: MemoryMaker) -> None:
+@pytest.mark.parametrize("kind", CARRIED)
+async def test_a_receiver_that_goes_away_is_a_lost_link(make_memory: MemoryMaker, ring: KeyRing, kind: str) -> None:
     here, there = make_memory(64 * GRANULE_PAGES), make_memory(64 * GRANULE_PAGES)
     here.array[::PAGE_BYTES] = 1
-    async with PageLink(here, there) as link:
+    async with link_of(kind, ring, here, there) as link:
         sending = asyncio.create_task(
             link.streams[0].ended(link.streams[0].begin_round([PageSet.span(0, here.pages)], NONE, 1))
         )
         await eventually(lambda: link.streams[0].sent_bytes)
-        link.receivers[0]._sock.shutdown(2)
+        link.receivers[0]._wire.sock.shutdown(2)
         with pytest.raises(LinkLost, match="a page connection broke"):
             await sending
+
+
+@pytest.mark.parametrize("kind", ["checked", "encrypted"])
+async def test_memory_that_is_written_to_meanwhile_arrives_undamaged(
+    make_memory: MemoryMaker, ring: KeyRing, kind: str
+) -> None:
+    """What is summed or authenticated must be what is sent, however often the guest stores in between."""
+    here, there = make_memory(PAGES), make_memory(PAGES)
+    here.array[:] = 1
+    ended = threading.Event()
+
+    def store() -> None:
+        words = here.array.view(np.uint64)
+        while not ended.is_set():
+            words += np.uint64(1)
+
+    writer = threading.Thread(target=store)
+    writer.start()
+    try:
+        async with link_of(kind, ring, here, there) as link:
+            for _ in range(5):
+                await link.send_round(PageSet.span(0, PAGES))
+            assert not link.ends
+    finally:
+        ended.set()
+        writer.join()
+
+
+async def test_a_damaged_page_never_gets_into_memory(make_memory: MemoryMaker, ring: KeyRing) -> None:
+    """A byte of it is changed under way: named, before any of its frame is in memory."""
+    here, there = make_memory(100), make_memory(100)
+    fill(here, PageSet.span(0, 100), 1)
+    async with link_of("checked", ring, here, there) as link:
+        wire = link.streams[0]._wire
+        real = wire.send
+
+        def send(buffers: list[bytes], *, more: bool = False) -> None:
+            head, contents = buffers
+            real([head, contents[:5000] + bytes([contents[5000] ^ 1]) + contents[5001:]], more=more)
+
+        wire.send = send  # type: ignore[method-assign,assignment]
+        await link.streams[0].push(lambda stream: stream.send_pages(PageSet.span(40, 60)))
+        await eventually(lambda: link.ends)
+    assert isinstance(link.ends[0], RemoteProtocolError)
+    assert "a frame was damaged on its way: its checksum is" in str(link.ends[0])
+    assert allocated_pages(there) == 0
+    assert not link.ledger.filled_among(PageSet.span(0, 100))
 
 
 async def test_pages_outside_the_memory_end_the_connection(make_memory: MemoryMaker) -> None:

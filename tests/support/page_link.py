@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from types import TracebackType
 
 from pagefire.dest_host.intake import Intake
@@ -18,25 +17,17 @@ from pagefire.protocol.pages import PageSet
 from pagefire.protocol.state import Role, Side
 from pagefire.protocol.transport.frame_stream import FrameStream
 from pagefire.source_host.page_stream import PageStream, striped
+from tests.support.secured import KeyRing, wire_pair
 
 _PATIENCE_S = 60.0
 
 
-def tcp_pair() -> tuple[socket.socket, socket.socket]:
-    """Connect two blocking TCP sockets; what one sends leaves at once."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        one = socket.create_connection(listener.getsockname())
-        other, _ = listener.accept()
-    for sock in (one, other):
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return one, other
-
-
-def greeted(role: Role) -> tuple[Connection, Connection]:
+def greeted(role: Role, *, checksum: bool = False) -> tuple[Connection, Connection]:
     """Give both ends of a page or fault connection that has joined its session."""
     source, destination = Connection(Side.SOURCE, role), Connection(Side.DESTINATION)
-    hello = Hello([1], [], role.value, 0, b"session", b"secret", "test", "guest", 10.0)
-    welcome = Welcome(1, [], b"session", b"secret", "test", "machine", 10.0)
+    capabilities = ["checksum"] if checksum else []
+    hello = Hello([2], capabilities, role.value, 0, b"session", b"secret", "test", "guest", 10.0)
+    welcome = Welcome(2, capabilities, b"session", b"secret", "test", "machine", 10.0)
     for sender, receiver, message in ((source, destination, hello), (destination, source, welcome)):
         sent = sender.send(message)
         while sent:
@@ -48,18 +39,25 @@ def greeted(role: Role) -> tuple[Connection, Connection]:
 def fault_streams() -> tuple[FrameStream, FrameStream]:
     """Give the source's and the destination's end of a fault connection."""
     source, destination = greeted(Role.FAULT)
-    one, other = tcp_pair()
+    one, other = wire_pair()
     return FrameStream(one, source), FrameStream(other, destination)
 
 
 class PageLink:
     """Page connections from the memory `here` to the memory `there`: senders, receivers and the destination's ledger.
 
-    Used on a running loop. `ends` holds the error with which each receiver ended.
+    Used on a running loop. With keys they are encrypted; with `checksum` every frame is verified. `ends` holds the error with which
+    each receiver ended.
     """
 
     def __init__(
-        self, here: memfd.Mapping, there: memfd.Mapping, streams: int = 1, publisher: Publisher | None = None
+        self,
+        here: memfd.Mapping,
+        there: memfd.Mapping,
+        streams: int = 1,
+        publisher: Publisher | None = None,
+        ring: KeyRing | None = None,
+        checksum: bool = False,
     ) -> None:
         self.ledger = Ledger(there.pages)
         # Without a guest nothing is published: a receiver asks its publisher only after the resume.
@@ -71,14 +69,14 @@ class PageLink:
         self._markers: asyncio.Queue[int] = asyncio.Queue()
         loop = asyncio.get_running_loop()
         for _ in range(streams):
-            source, destination = greeted(Role.PAGES)
-            one, other = tcp_pair()
+            source, destination = greeted(Role.PAGES, checksum=checksum)
+            one, wire = wire_pair(ring)
             self.streams.append(PageStream(one, source, here))
             self.receivers.append(
                 PageReceiver(
-                    other,
+                    wire,
                     destination,
-                    Landing(other, there, self.ledger),
+                    Landing(wire, there, self.ledger),
                     self.intake,
                     on_round_end=lambda number: loop.call_soon_threadsafe(self._markers.put_nowait, number),
                     on_end=self.ends.append,

@@ -43,7 +43,7 @@ class ServedGuest:
             self.uffd, user.address, self.ledger, self.intake, self.publisher, on_error=self.errors.append
         )
         self.source, self.stream = fault_streams()
-        self.landing = Landing(self.stream.sock, memory, self.ledger)
+        self.landing = Landing(self.stream.wire, memory, self.ledger)
         self.tasks: list[asyncio.Task[None]] = []
 
     def start(self, *beside: Coroutine[Any, Any, None]) -> None:

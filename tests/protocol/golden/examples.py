@@ -17,7 +17,7 @@ WRITE_VARIABLE = "PAGEFIRE_WRITE_GOLDEN"
 
 _PAGES = PageSet((3, 1 << 30), (5, (1 << 30) + 1))
 _HELLO = m.Hello(
-    versions=[1],
+    versions=[2],
     capabilities=["compacted-bitmap", "postcopy", "zero-pages"],
     role="control",
     index=0,
@@ -52,12 +52,12 @@ EXAMPLES: dict[str, tuple[m.Message, int]] = {
         0,
     ),
     "Hello pages": (
-        m.Hello([1, 2], [], "pages", 1, bytes(range(16)), bytes(range(16, 32)), "pagefire 0.1", "guest0", 0.5),
+        m.Hello([2, 3], [], "pages", 1, bytes(range(16)), bytes(range(16, 32)), "pagefire 0.1", "guest0", 0.5),
         0,
     ),
     "Welcome": (
         m.Welcome(
-            1, ["postcopy"], bytes(range(16)), bytes(range(16, 32)), "pagefire 0.1", "boot/time:[4026531834]", 30.0
+            2, ["postcopy"], bytes(range(16)), bytes(range(16, 32)), "pagefire 0.1", "boot/time:[4026531834]", 30.0
         ),
         0,
     ),

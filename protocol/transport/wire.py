@@ -1,0 +1,207 @@
+"""What carries a connection's bytes: a TCP socket, here as it is; encrypted, see tls.py.
+
+The loop uses a wire while its socket does not block (`receive`, `sealed`), a thread once it does (`receive`, `send`, `fill`). Who
+moves pages asks the wire for them by file and range and does not know what it is made of. Plain pages are never copied in user
+space: sendfile on the way out, splice on the way in.
+
+Operating system errors end here: all of it raises LinkLost, and the non-blocking half BlockingIOError when nothing is there yet.
+`close` is safe in any thread and wakes whoever is blocked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import socket
+from collections.abc import Iterator, Sequence
+
+from pagefire.protocol.errors import LinkLost, PagefireError
+from pagefire.protocol.frames import Buffer, Check
+
+_PIPE_BYTES = 1 << 20
+#: recvmsg takes at most 1,024 buffers.
+_RECEIVE_BUFFERS = 512
+
+
+class Wire:
+    """One TCP connection, not encrypted. Owns the socket, and a pipe that is made when it is first needed."""
+
+    #: Whether a byte that was changed on its way would be noticed.
+    authenticated = False
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        #: What threads have handed to the socket: frames and payload, and what encryption adds.
+        self.sent_bytes = 0
+        self._pipe: tuple[int, int] | None = None
+        self._pipe_bytes = 0
+        self._held = memoryview(b"")
+        self._held_room = bytearray()
+
+    # -- for the loop, on a socket that does not block ------------------------------------------------------------------------
+
+    def receive(self, limit: int) -> bytes:
+        """Read at most so many bytes; none at the end of the stream."""
+        try:
+            return self.sock.recv(limit)
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            raise _broken(error) from error
+
+    def receive_into(self, room: memoryview) -> int:
+        """Read into a part of `room`; gives how much, 0 at the end of the stream."""
+        try:
+            return self.sock.recv_into(room)
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            raise _broken(error) from error
+
+    def sealed(self, head: bytes, payload: Buffer) -> Iterator[Buffer]:
+        """Give what is to be handed to the socket for a frame, in order and all of it."""
+        # One piece: a message and its payload leave in one packet where they fit.
+        yield head + payload if payload else head
+
+    def last_words(self) -> PagefireError | None:
+        """Give what the peer said of why it ended the connection, where that is the wire's to understand."""
+        return None
+
+    # -- for a thread, on a socket that blocks ---------------------------------------------------------------------------------
+
+    def send(self, buffers: Sequence[Buffer], *, more: bool = False) -> None:
+        """Send all of the buffers; `more`: the rest of the frame follows at once."""
+        flags = socket.MSG_MORE if more else 0
+        total_bytes = sum(len(buffer) for buffer in buffers)
+        try:
+            sent_bytes = self.sock.sendmsg(buffers, (), flags)
+            self.sent_bytes += sent_bytes
+            if sent_bytes < total_bytes:
+                rest = b"".join(buffers)[sent_bytes:]
+                self.sock.sendall(rest, flags)
+                self.sent_bytes += len(rest)
+        except OSError as error:
+            raise _broken(error, "a page connection") from error
+
+    def send_range(self, fd: int, offset: int, contents: memoryview) -> None:
+        """Send `contents`, which is what the file holds from `offset` on."""
+        size_bytes = len(contents)
+        try:
+            while size_bytes:
+                sent_bytes = os.sendfile(self.sock.fileno(), fd, offset, size_bytes)
+                if not sent_bytes:
+                    raise LinkLost("a page connection broke", "sendfile sent nothing")
+                offset, size_bytes = offset + sent_bytes, size_bytes - sent_bytes
+                self.sent_bytes += sent_bytes
+        except OSError as error:
+            raise _broken(error, "a page connection") from error
+
+    def fill(self, buffers: list[memoryview]) -> None:
+        """Fill all of the buffers, in order."""
+        if self._held:
+            for buffer in buffers:
+                buffer[:] = self._take_held(len(buffer))
+        elif buffers:
+            self._fill(buffers)
+
+    def fill_range(self, fd: int, offset: int, size_bytes: int) -> None:
+        """Write the next bytes into a file, from `offset` on."""
+        if self._held:
+            write_range(fd, offset, self._take_held(size_bytes))
+        else:
+            self._fill_range(fd, offset, size_bytes)
+
+    def hold(self, size_bytes: int, check: Check) -> None:
+        """Read so many bytes ahead and verify them; `fill` and `fill_range` then give them. Raises RemoteProtocolError.
+
+        A copy more, and what it buys: nothing that was damaged is ever in the guest's memory, so no page has to be taken back.
+        """
+        if len(self._held_room) < size_bytes:
+            self._held_room = bytearray(size_bytes)
+        held = memoryview(self._held_room)[:size_bytes]
+        self._fill([held])
+        check.add(held)
+        check.verify()
+        self._held = held
+
+    def close(self) -> None:
+        """Close the connection at once; a thread that is blocked on it gets LinkLost. What receiving took is freed by `free`."""
+        close_socket(self.sock)
+
+    def free(self) -> None:
+        """Free what receiving took; no thread uses the wire any more."""
+        if self._pipe is not None:
+            for end in self._pipe:
+                os.close(end)
+            self._pipe = None
+
+    def _fill(self, buffers: list[memoryview]) -> None:
+        try:
+            while buffers:
+                count = self.sock.recvmsg_into(buffers[:_RECEIVE_BUFFERS], 0, socket.MSG_WAITALL)[0]
+                if not count:
+                    raise cut_off()
+                buffers = _after(buffers, count)
+        except OSError as error:
+            raise _broken(error, "a page connection") from error
+
+    def _fill_range(self, fd: int, offset: int, size_bytes: int) -> None:
+        if self._pipe is None:
+            self._pipe = os.pipe()
+            self._pipe_bytes = _grow_pipe(self._pipe[1])
+        pipe_out, pipe_in = self._pipe
+        try:
+            while size_bytes:
+                queued = os.splice(self.sock.fileno(), pipe_in, min(size_bytes, self._pipe_bytes))
+                if not queued:
+                    raise cut_off()
+                size_bytes -= queued
+                while queued:
+                    moved = os.splice(pipe_out, fd, queued, offset_dst=offset)
+                    queued, offset = queued - moved, offset + moved
+        except OSError as error:
+            raise _broken(error, "a page connection") from error
+
+    def _take_held(self, size_bytes: int) -> memoryview:
+        taken, self._held = self._held[:size_bytes], self._held[size_bytes:]
+        return taken
+
+
+def close_socket(sock: socket.socket) -> None:
+    """Shut a socket down and close it: a thread that is blocked on it returns at once (close alone would leave it waiting)."""
+    with contextlib.suppress(OSError):
+        sock.shutdown(socket.SHUT_RDWR)
+    sock.close()
+
+
+def write_range(fd: int, offset: int, contents: memoryview) -> None:
+    """Write all of `contents` into a file, from `offset` on."""
+    while contents:
+        written = os.pwrite(fd, contents, offset)
+        contents, offset = contents[written:], offset + written
+
+
+def cut_off() -> LinkLost:
+    return LinkLost("a page connection ended in the middle of a frame")
+
+
+def _broken(error: OSError, what: str = "the connection") -> LinkLost:
+    return LinkLost(f"{what} broke", error.strerror or str(error))
+
+
+def _after(buffers: list[memoryview], count: int) -> list[memoryview]:
+    """Drop what `count` received bytes have filled."""
+    for index, buffer in enumerate(buffers):
+        if count < len(buffer):
+            return [buffer[count:], *buffers[index + 1 :]]
+        count -= len(buffer)
+    return []
+
+
+def _grow_pipe(fd: int) -> int:
+    """Ask for a large pipe; gives what the kernel grants this user."""
+    try:
+        return fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+    except OSError:
+        return fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ)
