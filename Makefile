@@ -40,7 +40,7 @@ $(SETUP): requirements.lock pyproject.toml
 	@touch $@
 
 lock:  ## pin the newest versions that pyproject.toml admits (needs uv)
-	uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --extra dev \
+	uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --extra dev --extra fuzz \
 	  --custom-compile-command "make lock" pyproject.toml --output-file requirements.lock
 
 clean:
