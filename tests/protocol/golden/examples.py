@@ -100,6 +100,10 @@ EXAMPLES: dict[str, tuple[m.Message, int]] = {
         ),
         0,
     ),
+    "Failure refused": (m.Failure("failed", "no common protocol version", "", "install the same pagefire"), 0),
+    "Switchover raw": (m.Switchover(128, "raw", 0, [1], 0, PageSet.empty(), 1 << 40, 0), 128 + 8),
+    "Ready drained": (m.Ready(0.0, 0.002, 0.0), 0),
+    "DigestsCompared differing": (m.DigestsCompared(_PAGES), 0),
 }
 
 #: One of each class, for what does not depend on the fields.
