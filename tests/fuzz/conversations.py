@@ -24,18 +24,19 @@ _SIDES = tuple(Side)
 def one_input(given: bytes) -> None:
     choices = Choices(given)
     place, side = choices.one_of(PLACES), choices.one_of(_SIDES)
-    end, refused = place.end(side), False
+    end = place.end(side)
+    peer = _Peer(end)
     while choices.left:
         match choices.below(8):
             case 0:
                 _end_of_stream(end)
-            case 1 | 2 if not refused:
+            case 1 | 2 if not peer.refused:
                 if not _send(choices, end):
                     return
             case 3:
-                refused = _hear(choices, end, choices.take(choices.below(64)), refused)
+                peer.say(choices.take(choices.below(64)), choices.below(256))
             case _:
-                refused = _hear(choices, end, _frame(choices, end), refused)
+                peer.say(_frame(choices, end), choices.below(256))
 
 
 def seeds() -> list[bytes]:
@@ -51,32 +52,45 @@ def seeds() -> list[bytes]:
     return made
 
 
-def _hear(choices: Choices, end: Connection, came: bytes, refused: bool) -> bool:
-    """Bring bytes of the peer; tells whether they, or some before them, were refused."""
-    # A large frame not byte by byte: that would take a second.
-    piece_bytes = max(choices.below(256) or len(came), len(came) >> 10)
-    if refused:
-        _is_not_believed(end, came)
-        return True
-    # Step by step, since each message that comes of them is to be allowed after the one before.
-    at = 0
-    with MemoryWithin(BODY_FACTOR * len(came) + 2 * FIXED_BYTES):
-        while at < len(came):
-            assert end.wanted > 0
-            size = min(end.wanted, piece_bytes)
-            role, phase = end.role, end.phase
-            try:
-                arrival = end.receive(came[at : at + size])
-            except RemoteProtocolError:
-                assert end.phase is phase
-                return True
-            at += size
-            if arrival is None:
-                assert (end.role, end.phase) == (role, phase)
-            else:
-                _check_arrival(end, arrival, role, phase)
-                at += arrival.payload_bytes
-    return False
+class _Peer:
+    """Who speaks to our end, and what may still come of it."""
+
+    def __init__(self, end: Connection) -> None:
+        self._end = end
+        #: Whether something that it said was refused.
+        self.refused = False
+        #: What our end holds of a frame that is not complete.
+        self._held_bytes = 0
+
+    def say(self, said: bytes, piece_bytes: int) -> None:
+        """Bring bytes to our end in pieces (0: whole)."""
+        if self.refused:
+            _is_not_believed(self._end, said)
+            return
+        # A large frame not byte by byte: that would take a second.
+        piece_bytes = max(piece_bytes or len(said), len(said) >> 10)
+        at = 0
+        with MemoryWithin(BODY_FACTOR * (self._held_bytes + len(said)) + 2 * FIXED_BYTES):
+            while at < len(said) and not self.refused:
+                assert self._end.wanted > 0
+                at += self._say_piece(said[at : at + min(self._end.wanted, piece_bytes)])
+
+    def _say_piece(self, piece: bytes) -> int:
+        """Check what comes of one piece; gives how far that takes us, beyond the payload that the end's owner reads itself."""
+        end, role, phase = self._end, self._end.role, self._end.phase
+        try:
+            arrival = end.receive(piece)
+        except RemoteProtocolError:
+            self.refused = True
+            assert end.phase is phase
+            return len(piece)
+        if arrival is None:
+            self._held_bytes += len(piece)
+            assert (end.role, end.phase) == (role, phase)
+            return len(piece)
+        self._held_bytes = 0
+        _check_arrival(end, arrival, role, phase)
+        return len(piece) + arrival.payload_bytes
 
 
 def _check_arrival(end: Connection, arrival: Arrival, role: Role | None, phase: Phase) -> None:

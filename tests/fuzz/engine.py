@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 import traceback
+from itertools import chain, islice
 from pathlib import Path
 
 from tests.fuzz.corpus import CORPUS, kept, mutations, target
@@ -72,9 +73,7 @@ def _by_coverage(name: str, measures: Path, new_inputs: Path, options: list[str]
 def _by_chance(name: str, measures: Path, new_inputs: Path, inputs: int) -> None:
     """Run the kept inputs, then mutations of them; a failing one is written beside where libFuzzer would."""
     one_input, known = Measured(name, measures), kept(name)
-    for at, given in enumerate(
-        [*known, *(given for _, given in zip(range(inputs - len(known)), mutations(known, 1), strict=False))]
-    ):
+    for at, given in enumerate(islice(chain(known, mutations(known, seed=1)), inputs)):
         signal.alarm(HANG_S)  # which ends the process
         try:
             one_input(given)

@@ -6,7 +6,7 @@ quarters of the speed. What bypasses it (malloc in C) is bounded by the size of 
 used, because tracemalloc itself keeps up to 3 KiB of an input (without it the process stays as it is, over any number of inputs).
 
 Time is bounded twice. An input holds at most INPUT_BYTES, and decoding takes time in proportion to what it gets: the slowest
-take some 20 ms of CPU. 1 s of it means that something grows faster than its input, on a slow machine too. An input that never ends
+take up to 100 ms of CPU. 1 s of it means that something grows faster than its input, on a slow machine too. An input that never ends
 is given up after 30 s by the clock, which leaves room for others on the machine.
 """
 
