@@ -42,15 +42,16 @@ def run(name: str, inputs: int, new_inputs: Path, options: list[str]) -> Json:
     command = [sys.executable, "-m", "tests.fuzz.engine", name, str(measures), str(new_inputs), str(inputs), *options]
     began = time.monotonic()
     try:
+        # Python's traceback comes on standard output, libFuzzer's words on the other.
         ended = subprocess.run(
-            command, check=False, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, timeout=_TIME_LIMIT_S
+            command, check=False, timeout=_TIME_LIMIT_S, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
         told, failed = (
-            ended.stderr.decode(errors="replace"),
+            ended.stdout.decode(errors="replace"),
             _ENDS.get(ended.returncode, f"exit code {ended.returncode}"),
         )
     except subprocess.TimeoutExpired as late:
-        told, failed = (late.stderr or b"").decode(errors="replace"), f"not done after {_TIME_LIMIT_S} s"
+        told, failed = (late.stdout or b"").decode(errors="replace"), f"not done after {_TIME_LIMIT_S} s"
     took_s = time.monotonic() - began
     done = re.search(r"number_of_executed_units: *(\d+)", told)
     edges = [int(found) for found in re.findall(r"(?:INITED|DONE) +cov: (\d+)", told)]
