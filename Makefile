@@ -5,7 +5,7 @@ VENV := .venv
 RUN := $(VENV)/bin
 SETUP := $(VENV)/.installed
 
-.PHONY: demo test quick soak bench setup lock clean
+.PHONY: demo test quick soak fuzz bench setup lock clean
 
 demo: setup  ## a guest migrates between two daemons on loopback, and the report is shown
 	$(RUN)/pagefire demo $(ARGS)
@@ -14,7 +14,7 @@ quick: setup  ## the inner loop: style, types and the tests that start no proces
 	$(RUN)/ruff check .
 	$(RUN)/ruff format --check .
 	$(RUN)/mypy
-	$(RUN)/pytest -q -m "not e2e and not soak" -x --hypothesis-profile=quick --numprocesses auto --maxprocesses 4
+	$(RUN)/pytest -q -m "not e2e and not fuzz and not soak" -x --hypothesis-profile=quick --numprocesses auto --maxprocesses 4
 
 test: setup  ## everything, at short counts
 	$(RUN)/ruff check .
@@ -24,6 +24,9 @@ test: setup  ## everything, at short counts
 
 soak: setup  ## the full counts of every proof; writes results/soak-DATE.json
 	$(RUN)/python -m pagefire.scripts.soak $(ARGS)
+
+fuzz: setup  ## a million hostile inputs for what reads a peer's bytes, guided by coverage; ten minutes on one CPU
+	$(RUN)/python -m tests.fuzz $(ARGS)
 
 bench: setup  ## every figure against a reference taken in the same run
 	$(RUN)/pagefire bench $(ARGS)
@@ -40,7 +43,7 @@ $(SETUP): requirements.lock pyproject.toml
 	@touch $@
 
 lock:  ## pin the newest versions that pyproject.toml admits (needs uv)
-	uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --extra dev \
+	uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --extra dev --extra fuzz \
 	  --custom-compile-command "make lock" pyproject.toml --output-file requirements.lock
 
 clean:

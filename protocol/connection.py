@@ -59,6 +59,7 @@ class Connection:
         #: Whether frames carry a checksum: known when the Hello has passed.
         self.checksums = False
         self._decoder = FrameDecoder()
+        self._refused: str | None = None
 
     @property
     def wanted(self) -> int:
@@ -78,7 +79,22 @@ class Connection:
             raise LocalProtocolError(f"{type(message).__name__} may not be sent now", str(error)) from None
 
     def receive(self, received: bytes | bytearray | memoryview) -> Arrival | None:
-        """Take at most `wanted` bytes; gives the message they complete. Raises RemoteProtocolError."""
+        """Take at most `wanted` bytes; gives the message they complete. Raises RemoteProtocolError, and from then on always."""
+        if self._refused is not None:
+            # A frame behind a refused one may be just what is due: it would be believed as if nothing had been.
+            raise RemoteProtocolError("the peer broke the protocol before", self._refused)
+        try:
+            return self._read(received)
+        except RemoteProtocolError as error:
+            self._refused = error.what
+            raise
+
+    def end_of_stream(self) -> None:
+        """The peer closed its end: raises LinkLost unless the conversation was over."""
+        if self.phase is not Phase.OVER or not self._decoder.between_frames:
+            raise LinkLost("the peer closed the connection", f"phase {self.phase.value}")
+
+    def _read(self, received: bytes | bytearray | memoryview) -> Arrival | None:
         head = self._decoder.feed(received)
         if head is None:
             return None
@@ -89,18 +105,15 @@ class Connection:
             check.verify()
             check = None
         message = messages.decode(head.kind, head.body)
+        # A Hello that lists them has one itself; a Welcome where that Hello did.
+        listed = isinstance(message, Hello | Welcome) and CHECKSUM in message.capabilities
+        if greeting and listed and (isinstance(message, Hello) or self.checksums):
+            Check(head).verify()
         try:
             self._advance(message, self.side.peer, head.payload_bytes)
         except ValueError as error:
             raise RemoteProtocolError(f"the peer sent {type(message).__name__} out of turn", str(error)) from None
-        if greeting and self.checksums and isinstance(message, Hello | Welcome):
-            Check(head).verify()
         return Arrival(message, head.payload_bytes, check)
-
-    def end_of_stream(self) -> None:
-        """The peer closed its end: raises LinkLost unless the conversation was over."""
-        if self.phase is not Phase.OVER or not self._decoder.between_frames:
-            raise LinkLost("the peer closed the connection", f"phase {self.phase.value}")
 
     def _advance(self, message: Message, sender: Side, payload_bytes: int) -> None:
         """Check one message against the tables and move on; raises ValueError."""

@@ -353,7 +353,7 @@ def decode(kind: int, body: bytes) -> Message:
     if message_class is None:
         raise RemoteProtocolError("the peer sent an unknown message", f"kind {kind}")
     try:
-        fields = msgpack.unpackb(body, max_ext_len=0)
+        fields = msgpack.unpackb(body, max_ext_len=0, object_pairs_hook=_each_once)
     except (ValueError, msgpack.UnpackException) as error:
         raise RemoteProtocolError(f"the peer sent a broken {message_class.__name__}", str(error)) from error
     builders = _BUILDERS[message_class]
@@ -363,6 +363,14 @@ def decode(kind: int, body: bytes) -> Message:
         return message_class(**{name: build(fields[name]) for name, build in builders.items()})
     except (ValueError, TypeError, OverflowError) as error:
         raise RemoteProtocolError(f"the peer sent a broken {message_class.__name__}", str(error)) from error
+
+
+def _each_once(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+    # Of a field that came twice one receiver would take the first value, another one the last.
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        raise ValueError("a field came twice")
+    return fields
 
 
 def _plain(value: Any) -> Any:

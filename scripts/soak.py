@@ -1,7 +1,7 @@
 """`make soak`: the full counts of every proof and figure, into one dated results file.
 
-Runs the tests marked `soak` (their recorded properties are kept), nine migrations of a 1 GiB oltp guest, and the throughput
-benchmark. Takes about an hour on two cores; nothing else should run meanwhile.
+Runs the tests marked `soak` (their recorded properties are kept), nine migrations of a 1 GiB oltp guest, the throughput benchmark,
+and the fuzzing. Takes about an hour on two cores; nothing else should run meanwhile.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ _TITLES = {
     "stuns": "the stun of a 1 GiB oltp guest, nine times",
     "throughput": "throughput of round 1 against the bare copier, seven pairs a case",
     "tests": "the tests at full counts",
+    "fuzz": "a million hostile inputs for what reads a peer's bytes",
 }
 _STUN_FIELDS = ("stun_s", "observer_stun_s", "downtime_s", "all_running_s", "stall_s", "resident_after_s", "total_s")
 
@@ -57,6 +58,14 @@ def soak_tests(extra: list[str]) -> Json:
             for case in ElementTree.parse(path).iter("testcase")
         ]  # fmt: skip
     return {"exit_code": code, "cases": cases}
+
+
+def fuzz() -> Json:
+    """Run all targets of tests/fuzz, ten minutes on one CPU; gives each one's figures."""
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "fuzz.json"
+        code = subprocess.run([sys.executable, "-m", "tests.fuzz", f"--json={path}"], check=False).returncode
+        return {"exit_code": code, "targets": json.loads(path.read_text()) if path.exists() else {}}
 
 
 def stuns(count: int, console: Console) -> Json:
@@ -110,6 +119,7 @@ def main() -> None:
         "stuns": lambda: stuns(9, console),
         "throughput": lambda: bench.throughput(_GIB, (1, 2), 7, console, hold_memory=True),
         "tests": lambda: soak_tests(chosen.pytest),
+        "fuzz": fuzz,
     }
     for name, run in parts.items():
         if chosen.only in (None, name):
@@ -120,9 +130,8 @@ def main() -> None:
                 json.dumps(results, indent=1) + "\n", encoding="utf-8"
             )  # after each part: the next may be interrupted
     console.print(f"Results: {path}")
-    sys.exit(
-        max(results.get("tests", {}).get("exit_code", 0), int("stuns" in results and not results["stuns"]["proven"]))
-    )
+    codes = (results.get(part, {}).get("exit_code", 0) for part in ("tests", "fuzz"))
+    sys.exit(max(*codes, int("stuns" in results and not results["stuns"]["proven"])))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tracemalloc
-from collections.abc import Iterator
 from contextlib import suppress
 
 import numpy as np
@@ -15,9 +14,9 @@ from pagefire.protocol.bitmap_compacted import decode_compacted, encode_compacte
 from pagefire.protocol.bitmap_raw import decode_raw, encode_raw, information_limit_bytes, raw_bytes
 from pagefire.protocol.errors import LocalProtocolError, RemoteProtocolError
 from pagefire.protocol.pages import PageSet
+from tests.support.second_decoder import HEADER_BYTES, second_opinion
 
 SIX_TIB = 6 << 28
-HEADER_BYTES = 10
 
 counts = st.integers(0, 3) | st.integers(0, 300) | st.integers(0, 1 << 20) | st.integers(0, 1 << 34)
 
@@ -54,57 +53,6 @@ LARGE = {
     "two ends": (PageSet.of_pages([0, (1 << 61) - 1]), 1 << 61),
 }
 large = pytest.mark.parametrize("name", LARGE)
-
-
-class SecondDecoder:
-    """The layout in the module's docstring, read one number at a time with integers only."""
-
-    def __init__(self, coded: bytes) -> None:
-        self.rest = coded
-
-    def take(self, size: int) -> bytes:
-        taken, self.rest = self.rest[:size], self.rest[size:]
-        assert len(taken) == size
-        return taken
-
-    def varint(self) -> int:
-        byte = self.take(1)[0]
-        return byte if byte < 128 else byte - 128 + 128 * self.varint()
-
-    def string(self, size: int, width: int) -> list[int]:
-        bits = int.from_bytes(self.take(-(-size * width // 8)), "little")
-        return [bits >> i * width & (1 << width) - 1 for i in range(size)]
-
-    def sequence(self, size: int) -> list[int]:
-        kind, width = divmod(self.take(1)[0], 64)
-        planes = [self.take(size) for _ in range(width // 8)]
-        low = [sum(plane[i] << 8 * shift for shift, plane in enumerate(planes)) for i in range(size)]
-        top = self.string(size, width % 8)
-        numbers = [low[i] | top[i] << width // 8 * 8 for i in range(size)]
-        flagged: list[int] = []
-        if kind == 1:
-            flagged = [i for i, flag in enumerate(self.string(size, 1)) if flag]
-        elif kind == 2:
-            flagged = [i for run in SecondDecoder(self.take(self.varint())).runs() for i in range(*run)]
-        if flagged:
-            for i, number in zip(flagged, self.sequence(len(flagged)), strict=True):
-                numbers[i] += number + 1 << width
-        return numbers
-
-    def runs(self) -> Iterator[tuple[int, int]]:
-        runs = self.varint()
-        gaps, lengths = (self.sequence(runs), self.sequence(runs)) if runs else ([], [])
-        assert not self.rest
-        stop = -1
-        for gap, length in zip(gaps, lengths, strict=True):
-            start = stop + 1 + gap
-            stop = start + length + 1
-            yield start, stop
-
-
-def second_opinion(coded: bytes) -> list[tuple[int, int]]:
-    assert coded[:2] == b"\1\0"
-    return list(SecondDecoder(coded[HEADER_BYTES:]).runs())
 
 
 def check(pages: PageSet, total_pages: int) -> bytes:

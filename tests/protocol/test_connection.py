@@ -7,6 +7,7 @@ import pytest
 from pagefire.protocol import messages as m
 from pagefire.protocol.connection import Connection
 from pagefire.protocol.errors import LinkLost, LocalProtocolError, RemoteProtocolError
+from pagefire.protocol.frames import encode_head
 from pagefire.protocol.messages import MAX_EXTENT_RUNS, MAX_FRAME_PAGES, MAX_FRAME_RUNS, MAX_ZERO_PAGES
 from pagefire.protocol.pages import PAGE_BYTES, PageSet
 from pagefire.protocol.state import Phase, Role, Side
@@ -113,6 +114,31 @@ def test_a_destination_may_refuse_who_has_said_nothing() -> None:
     pair = Pair()
     pair.pass_on(DESTINATION, *example(m.Failure))
     assert pair.phases == {Phase.OVER}
+
+
+# -- after an error ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "refused",
+    [
+        pytest.param(b"GET / HTTP/1.0\r\n", id="no frame"),
+        pytest.param(encode_head(m.Hello.kind, b"", 0), id="a broken body"),
+        pytest.param(encode_head(255, b"", 0), id="an unknown kind"),
+        pytest.param(encode_head(m.Handover.kind, m.encode(m.Handover()), 0), id="out of turn"),
+    ],
+)
+def test_nothing_is_believed_behind_what_was_refused(refused: bytes) -> None:
+    """The Hello that was due would begin a migration as if the peer had said nothing before it."""
+    pair = Pair()
+    with pytest.raises(RemoteProtocolError):
+        pair.deliver(DESTINATION, refused)
+    for _ in range(2):
+        with pytest.raises(RemoteProtocolError, match="before"):
+            pair.force(DESTINATION, simple(m.Hello))
+    assert pair.ends[DESTINATION].phase is Phase.GREETING
+    # The reason may still be told.
+    assert pair.pass_on(DESTINATION, simple(m.Failure)).message == simple(m.Failure)
 
 
 # -- payloads and limits -----------------------------------------------------------------------------------------------

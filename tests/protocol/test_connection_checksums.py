@@ -68,7 +68,8 @@ def test_a_frame_without_payload_is_checked_at_once() -> None:
     marker = source.send(m.RoundEnd(7))
     with pytest.raises(RemoteProtocolError, match="a frame was damaged on its way"):
         deliver(destination, damaged(marker))
-    arrival = deliver(destination, marker)
+    source, destination = greeting(wanted=True)
+    arrival = deliver(destination, source.send(m.RoundEnd(7)))
     assert arrival == Arrival(m.RoundEnd(7), 0, None)
 
 

@@ -142,6 +142,14 @@ def test_missing_and_extra_fields(message_class: type[m.Message]) -> None:
 
 
 @every_message
+def test_a_field_that_comes_twice(message_class: type[m.Message]) -> None:
+    pairs = list(fields_of(message_class).items())
+    for name, value in pairs:
+        for other in (value, None):
+            assert "twice" in refused(message_class.kind, msgpack.Packer().pack_map_pairs([*pairs, (name, other)]))
+
+
+@every_message
 def test_cut_and_trailing_bytes(message_class: type[m.Message]) -> None:
     body = m.encode(BY_CLASS[message_class][0])
     for cut in range(len(body)):

@@ -102,6 +102,7 @@ EXAMPLES: dict[str, tuple[m.Message, int]] = {
     "Taken": (m.Taken(3, 123_456_789_000_000, 123_456_789_040_000), 20),
     "Taken by a successor": (m.Taken(0, 0, 0), 11),
     "Fenced": (m.Fenced("failed", "the destination has not taken the guest", "its daemon ended", ""), 0),
+    "Fenced with advice": (m.Fenced("cancelled", "the destination is shutting down", "", "start it again"), 0),
     "Noted": (m.Noted(), 0),
     "Perished": (m.Perished("the guest process 4711 ended"), 0),
     "Fetch": (m.Fetch(PageSet.span(3, 4)), 0),
@@ -113,6 +114,10 @@ EXAMPLES: dict[str, tuple[m.Message, int]] = {
         ),
         0,
     ),
+    "Failure refused": (m.Failure("failed", "no common protocol version", "", "install the same pagefire"), 0),
+    "Switchover raw": (m.Switchover(128, "raw", 0, [1], 0, PageSet.empty(), 1 << 40, 0), 128 + 8),
+    "Ready drained": (m.Ready(0.0, 0.002, 0.0), 0),
+    "DigestsCompared differing": (m.DigestsCompared(_PAGES), 0),
 }
 
 #: One of each class, for what does not depend on the fields.
