@@ -12,7 +12,7 @@ from pagefire.protocol.state import Phase, Side
 from tests.protocol.exploration.destination import Steps
 from tests.protocol.exploration.reception import DestScript
 from tests.protocol.exploration.source import SourceScript
-from tests.protocol.exploration.world import Bounds, D, Dest, Links, S, Source, Step
+from tests.protocol.exploration.world import Bounds, D, Dest, Links, S, Source, Step, close
 
 _S, _D = Side.SOURCE, Side.DESTINATION
 _NONE, _OWNER, _RELINQUISHED, _FENCED = Owner
@@ -189,6 +189,16 @@ class CallsALossFenced(DestScript):
 class ResidentIsForgottenWhenSaid(DestScript):
     def tell(self, dest: Dest, links: Links) -> Steps:
         yield from super().tell(self.forget_journal(dest), links)
+
+
+class FailsAfterTheResume(DestScript):
+    """An error of its own ends the migration after the resume: the guest runs on, and who asks is told that nothing is known."""
+
+    def after_resume(self, dest: Dest, links: Links) -> Steps:
+        yield from super().after_resume(dest, links)
+        if dest.at is D.POSTCOPY:
+            links = close(links, dest.slot, self.side)
+            yield Step("dest: fails after the resume", self.half_filled(dest)._replace(slot=-1, at=D.ARRIVED), links)
 
 
 BROKEN = [
@@ -389,5 +399,10 @@ BROKEN = [
         "a guest that perished is called fenced",
         KILL_AND_DEATH, "the source runs a guest again",
         dest=CallsALossFenced,
+    ),
+    Broken(
+        "a destination that failed after the resume knows nothing",
+        CUT, TWO_OWNERS,
+        dest=FailsAfterTheResume,
     ),
 ]  # fmt: skip
