@@ -8,7 +8,7 @@
     destination.py   the same of the destination; arrival.py: after the resume, reception.py: its daemon
     search.py        the walk: every step from every state, the shortest way to each
     invariants.py    what holds in each state, and what each state leads to
-    broken.py        worlds in which one thing is wrong, each of which has to be caught
+    broken.py        worlds in which one thing is wrong, each of which has to be caught; broken_scripts.py: the wrong steps
 
 Modelled are the scripts, in small steps that may be cut anywhere; decided is by the product's rules. Times do not exist: whatever
 may happen at some time may happen at any time at which it is possible.
