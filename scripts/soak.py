@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.table import Table
 
 from pagefire.guest_workload.guest_config import GuestConfig
 from pagefire.protocol.transport.software import versions
@@ -35,17 +36,18 @@ _GIB = 1 << 30
 _TITLES = {
     "stuns": "the stun of a 1 GiB oltp guest, nine times",
     "throughput": "throughput of round 1 against the bare copier, seven pairs a case",
-    "tests": "the tests at full counts",
+    "faults": "faults at every moment, recovery and onward migration, two tests at a time",
+    "tests": "the other tests at full counts",
     "fuzz": "a million hostile inputs for what reads a peer's bytes",
 }
 _STUN_FIELDS = ("stun_s", "observer_stun_s", "downtime_s", "all_running_s", "stall_s", "resident_after_s", "total_s")
 
 
-def soak_tests(extra: list[str]) -> Json:
-    """Run the tests at full counts; gives each one's outcome, time and recorded properties."""
+def soak_tests(marks: str, extra: list[str]) -> Json:
+    """Run the tests of these marks at full counts; gives each one's outcome, time and recorded properties."""
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "junit.xml"
-        command = [sys.executable, "-m", "pytest", "-m", "soak", "-p", "no:cacheprovider", f"--junitxml={path}", *extra]
+        command = [sys.executable, "-m", "pytest", "-m", marks, "-p", "no:cacheprovider", f"--junitxml={path}", *extra]
         code = subprocess.run(command, check=False).returncode
         cases = [
             {
@@ -66,6 +68,22 @@ def fuzz() -> Json:
         path = Path(directory) / "fuzz.json"
         code = subprocess.run([sys.executable, "-m", "tests.fuzz", f"--json={path}"], check=False).returncode
         return {"exit_code": code, "targets": json.loads(path.read_text()) if path.exists() else {}}
+
+
+def faults(extra: list[str], console: Console) -> Json:
+    """Run what may run beside each other, and print who owned the guest after each fault."""
+    result = soak_tests("soak and beside", ["--numprocesses=2", *extra])
+    owned: dict[str, dict[str, set[str]]] = {}
+    for case in result["cases"]:
+        if "owned" in case["figures"]:
+            moment, fault, owner = case["figures"]["owned"].split(" | ")
+            owned.setdefault(moment, {}).setdefault(fault, set()).add(owner)
+    names = list(dict.fromkeys(fault for row in owned.values() for fault in row))
+    table = Table("moment", *names)
+    for moment, row in owned.items():
+        table.add_row(moment, *(" or ".join(sorted(row.get(fault, set()))) for fault in names))
+    console.print(table)
+    return result
 
 
 def stuns(count: int, console: Console) -> Json:
@@ -118,7 +136,8 @@ def main() -> None:
     parts: dict[str, Callable[[], Json]] = {
         "stuns": lambda: stuns(9, console),
         "throughput": lambda: bench.throughput(_GIB, (1, 2), 7, console, hold_memory=True),
-        "tests": lambda: soak_tests(chosen.pytest),
+        "faults": lambda: faults(chosen.pytest, console),
+        "tests": lambda: soak_tests("soak and not beside", chosen.pytest),
         "fuzz": fuzz,
     }
     for name, run in parts.items():
@@ -130,7 +149,7 @@ def main() -> None:
                 json.dumps(results, indent=1) + "\n", encoding="utf-8"
             )  # after each part: the next may be interrupted
     console.print(f"Results: {path}")
-    codes = (results.get(part, {}).get("exit_code", 0) for part in ("tests", "fuzz"))
+    codes = (results.get(part, {}).get("exit_code", 0) for part in ("faults", "tests", "fuzz"))
     sys.exit(max(*codes, int("stuns" in results and not results["stuns"]["proven"])))
 
 

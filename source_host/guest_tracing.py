@@ -6,6 +6,7 @@ Ended means that the guest is as fast as it was before: nothing protected, and h
 from __future__ import annotations
 
 import contextlib
+import threading
 
 from pagefire.guest_workload.guest_process import GuestProcess
 from pagefire.guest_workload.linux.memfd import data_among
@@ -26,6 +27,11 @@ class GuestTracing:
         #: A rolling install, to be done by the first round.
         self.rolling: Rolling | None = None
         self._installed: Installed | None = None
+        self._interrupted = threading.Event()
+
+    def interrupt(self) -> None:
+        """Have an installation that is under way end soon, with Cancelled; in any thread."""
+        self._interrupted.set()
 
     def begin(self, choice: TrackerChoice, options: InstallOptions) -> PageSet:
         """Protect all that holds data, or prepare to do it as the first round goes; gives the pages that have contents."""
@@ -35,7 +41,7 @@ class GuestTracing:
         if options.policy == "rolling":
             self.rolling = Rolling(self.tracker, options, granules)
             return data_among(self._guest.memory.fd, granules)
-        self._installed = install(self.tracker, self._guest, options, granules)
+        self._installed = install(self.tracker, self._guest, options, granules, self._interrupted.is_set)
         return self.tracker.adopt(granules)
 
     @property

@@ -104,6 +104,10 @@ class OutgoingMigration:
         """Pages that only this host has, after the commit point."""
         return self.departure.pages_left if self.departure is not None else 0
 
+    def interrupt(self) -> None:
+        """The task that runs this is about to be cancelled: what a thread does for it need not be done to its end."""
+        self._tracing.interrupt()
+
     def guest_died(self) -> None:
         """The guest process ended: whatever the script waits for ends with an error."""
         self._guest_died.set()

@@ -158,6 +158,7 @@ class ResidentGuest:
                 f"guest {self.name} runs at {migration.options.to}, {migration.pages_left} pages are left to move",
             )
         migration.status = Status.CANCELLING
+        migration.interrupt()
         task.cancel()
         await asyncio.wait({task})
         return {"status": migration.status.value}
@@ -255,6 +256,8 @@ class ResidentGuest:
             return
         if not migration.relinquished:
             log.warning("guest=%s cancelling the migration", self.name)
+            if isinstance(migration, OutgoingMigration):
+                migration.interrupt()
             task.cancel()
             await asyncio.wait({task})
             return

@@ -29,7 +29,7 @@ from pagefire.guest_workload.control_block import BUCKET_NS, ControlBlock, now_n
 from pagefire.guest_workload.errand import prepared
 from pagefire.guest_workload.guest_process import GuestProcess
 from pagefire.guest_workload.linux.calls import Calls
-from pagefire.protocol.errors import GuestError
+from pagefire.protocol.errors import Cancelled, GuestError
 from pagefire.protocol.pages import GRANULE_PAGES, PAGE_BYTES, PageSet
 from pagefire.protocol.report import Percentiles, TraceInstall
 from pagefire.source_host.tracking import DirtyTracker, Granularity
@@ -81,12 +81,29 @@ class Installed:
     ended_ns: int
 
 
-def install(tracker: DirtyTracker, guest: GuestProcess, options: InstallOptions, granules: PageSet) -> Installed:
-    """Protect all of `granules`, stop-based or loose; the caller adopts them. Raises OSError, GuestError, and the guest runs on."""
+def install(
+    tracker: DirtyTracker,
+    guest: GuestProcess,
+    options: InstallOptions,
+    granules: PageSet,
+    interrupted: Callable[[], bool] = lambda: False,
+) -> Installed:
+    """Protect all of `granules`, stop-based or loose; the caller adopts them. Raises OSError, GuestError, and the guest runs on.
+
+    A host that makes the calls, which may take seconds, stops with Cancelled between two of them once `interrupted` says so.
+    """
     calls = tracker.protection(granules, options.step_pages)
     if options.done_by == "host" or not len(calls):
-        pace = _Pace(guest, options.most_loss, granules) if options.most_loss is not None else lambda: None
-        return _measured(guest, options, calls, lambda: calls.issue(pace))
+        pace: Callable[[], None] = lambda: None  # noqa: E731
+        if options.most_loss is not None:
+            pace = _Pace(guest, options.most_loss, granules)
+
+        def after_each() -> None:
+            if interrupted():
+                raise Cancelled("the trace install was interrupted")
+            pace()
+
+        return _measured(guest, options, calls, lambda: calls.issue(after_each))
     with prepared(guest, calls) as errand:
         if options.policy == "loose":
             return _measured(guest, options, calls, lambda: errand.do(CLAIMED_VCPU))
