@@ -48,6 +48,8 @@ class Migration:
         self._round: TaskID | None = None
         #: Somebody pressed Ctrl-C; past the commit point a migration ends well all the same.
         self.cancel_wanted = False
+        #: The cancel was refused: it is too late for it.
+        self._refused = False
         #: What had been measured when a migration ended with an error.
         self.report_of_failure: Json | None = None
 
@@ -81,6 +83,10 @@ class Migration:
             return
 
         def on_signal(number: int, frame: object) -> None:
+            if self._refused:
+                raise PagefireError(
+                    "this command has left the migration alone", "it goes on in its daemons", "see `pagefire status`"
+                )
             self._console.print("Cancelling ...")
             self.cancel_wanted = True
             self._cancel()
@@ -96,7 +102,8 @@ class Migration:
         try:
             request(self._source_socket, "cancel", timeout_s=10.0, name=self._name)
         except PagefireError as error:
-            self._console.print(f"{error}", soft_wrap=True)
+            self._refused = True
+            self._console.print(f"{error} A second signal leaves the migration to its daemons.", soft_wrap=True)
 
     def _show(self, event: Json) -> None:
         match event["event"]:

@@ -18,7 +18,18 @@ from pagefire.guest_workload.linux.cpu_time import cpu_seconds
 from pagefire.guest_workload.linux.memory_use import memory_use_bytes
 from pagefire.protocol.messages import Aftermath, Resident
 from pagefire.protocol.pages import PAGE_BYTES
-from pagefire.protocol.report import Clock, Cpu, GuestShape, Host, Memory, MigrationReport, Swap, TcpConnection
+from pagefire.protocol.report import (
+    Clock,
+    Cpu,
+    GuestShape,
+    Host,
+    Memory,
+    MigrationReport,
+    Percentiles,
+    Postcopy,
+    Swap,
+    TcpConnection,
+)
 from pagefire.protocol.transport.software import versions
 from pagefire.source_host import measurement
 from pagefire.source_host.guest_tracing import GuestTracing
@@ -153,6 +164,18 @@ class Accounting:
             guest_dest_tables_bytes=aftermath.guest_tables_bytes,
         )
         verify(report, sum(stun.commits), aftermath)
+
+
+def postcopy_of(resident: Resident) -> Postcopy:
+    """Take over what the destination counted of its faults and pages."""
+    return Postcopy(
+        pushed_pages=resident.pushed_pages,
+        faulted_pages=resident.faulted_pages,
+        duplicate_pages=resident.duplicate_pages,
+        minor_faults=resident.minor_faults,
+        fault_us=Percentiles(*resident.fault_us) if len(resident.fault_us) == 3 else None,
+        blocktime_s=resident.blocktime_s,
+    )
 
 
 def verify(report: MigrationReport, commits_here: int, aftermath: Aftermath) -> None:

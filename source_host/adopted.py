@@ -11,12 +11,12 @@ from pagefire.guest_workload import keepsake
 from pagefire.guest_workload.guest_process import GuestProcess
 from pagefire.protocol.errors import PagefireError
 from pagefire.protocol.ownership import Act, Event, Ownership
-from pagefire.protocol.report import MigrationReport, Percentiles, Postcopy
+from pagefire.protocol.report import MigrationReport
 from pagefire.protocol.state import Side, Status
 from pagefire.protocol.transport.points import Points
 from pagefire.protocol.transport.software import versions
 from pagefire.protocol.transport.tasks import in_thread
-from pagefire.source_host.accounting import verify
+from pagefire.source_host.accounting import postcopy_of, verify
 from pagefire.source_host.departure import Departure, Emit, OursAgain, forget_record
 
 log = logging.getLogger("pagefire.source")
@@ -74,14 +74,7 @@ class AdoptedMigration:
         self.report.recoveries, self.report.paused_s = departure.recoveries, departure.paused_s
         assert departure.link is not None
         self.report.wire_bytes = departure.link.sent_bytes + departure.earlier_bytes
-        self.report.postcopy = Postcopy(
-            pushed_pages=resident.pushed_pages,
-            faulted_pages=resident.faulted_pages,
-            duplicate_pages=resident.duplicate_pages,
-            minor_faults=resident.minor_faults,
-            fault_us=Percentiles(*resident.fault_us) if len(resident.fault_us) == 3 else None,
-            blocktime_s=resident.blocktime_s,
-        )
+        self.report.postcopy = postcopy_of(resident)
         departure.link.close_pages()
         await in_thread(self._guest.terminate)
         if (aftermath := await departure.release()) is not None:

@@ -34,12 +34,12 @@ from pagefire.protocol.messages import (
 )
 from pagefire.protocol.ownership import Act, Event, Ownership
 from pagefire.protocol.pages import PageSet, pages_of
-from pagefire.protocol.report import Bitmap, MigrationReport, Percentiles, Postcopy, Round
+from pagefire.protocol.report import Bitmap, MigrationReport, Round
 from pagefire.protocol.state import Side, Status
 from pagefire.protocol.transport.points import Points
 from pagefire.protocol.transport.tasks import beside, in_thread
 from pagefire.source_host import convergence, hot_pages
-from pagefire.source_host.accounting import Accounting
+from pagefire.source_host.accounting import Accounting, postcopy_of
 from pagefire.source_host.departure import Departure, OursAgain, forget_record, leave_record
 from pagefire.source_host.guest_tracing import GuestTracing
 from pagefire.source_host.hot_pages import HotPages
@@ -399,14 +399,7 @@ class OutgoingMigration:
             following.cancel()
         self.progress.remaining_pages = 0
         self._accounting.resident(resident, self.report.clock)
-        self.report.postcopy = Postcopy(
-            pushed_pages=resident.pushed_pages,
-            faulted_pages=resident.faulted_pages,
-            duplicate_pages=resident.duplicate_pages,
-            minor_faults=resident.minor_faults,
-            fault_us=Percentiles(*resident.fault_us) if len(resident.fault_us) == 3 else None,
-            blocktime_s=resident.blocktime_s,
-        )
+        self.report.postcopy = postcopy_of(resident)
 
     async def _follow(self, departure: Departure) -> None:
         while True:

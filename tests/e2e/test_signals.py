@@ -142,6 +142,18 @@ def test_the_command_cannot_cancel_any_more(point: str, place: Place) -> None:
     place.assert_nothing_left()
 
 
+def test_a_second_signal_leaves_the_migration_to_its_daemons(place: Place) -> None:
+    with HostPair(GUEST) as pair, pair.held_at("resumed") as stands, pair.migrating("--mode", "postcopy") as migration:
+        stands()
+        migration.send_signal(signal.SIGINT)
+        read_until(migration, "A second signal")
+        migration.send_signal(signal.SIGINT)
+        assert finish(migration)[0] == 1
+        pair.release("resumed")
+        until(lambda: pair.on_source("guest")["status"] == "completed", "it did not go on")
+    place.assert_nothing_left()
+
+
 @pytest.mark.parametrize("point", ["relinquished", "resumed"])
 def test_the_source_daemon_finishes_first(point: str, place: Place) -> None:
     with HostPair(GUEST) as pair:
