@@ -203,7 +203,7 @@ def hello_bytes(role: str) -> int:
     """Give how long the first frame of a connection is when checksums are wanted."""
     session = b"" if role == "control" else bytes(16)
     hello = Hello(
-        list(VERSIONS), source_capabilities(checksum=True), role, 0, session, session, software_name(), "guest0"
+        list(VERSIONS), source_capabilities(checksum=True), role, 0, session, session, software_name(), "guest0", 10.0
     )
     return len(encode_head(hello.kind, encode(hello), 0))
 
