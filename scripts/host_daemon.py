@@ -101,31 +101,33 @@ class HostDaemon:
         for path in runtime_directory.orphans(self._directory, stem):
             try:
                 guest = await in_thread(GuestProcess.adopt, path)
+                if await self._adopt(guest):
+                    names.append(guest.name)
             except GuestError as error:
-                if path.is_socket() and "no guest listens" in error.what:
+                log.warning("socket=%s not adopted: %s", path.name, error)
+                if not runtime_directory.answers(path, socket.SOCK_SEQPACKET):
                     # A guest that has died without its daemon leaves these.
                     path.unlink(missing_ok=True)
                     path.with_suffix(".log").unlink(missing_ok=True)
-                else:
-                    log.warning("socket=%s not adopted: %s", path.name, error)
-                continue
-            if guest.control.owner in (Owner.NONE, Owner.FENCED) and guest.config.shell:
-                log.warning("guest=%s pid=%d fenced: it was never handed over", guest.name, guest.pid)
-                await in_thread(fence, guest, Journal(self._directory))
-                continue
-            names.append(guest.name)
-            if guest.control.owner is Owner.OWNER and ARRIVAL in guest.kept:
-                if self._reception is None:
-                    log.warning(
-                        "guest=%s not adopted: its pages are still arriving, and this daemon does not listen",
-                        guest.name,
-                    )
-                    guest.leave()
-                    continue
-                await self._reception.adopt(guest)
-            else:
-                await self.take_in(guest)
         return names
+
+    async def _adopt(self, guest: GuestProcess) -> bool:
+        """Do with a guest that a daemon has left what its owner word says; tells whether it is this daemon's. Raises GuestError."""
+        owner = guest.control.owner
+        if owner in (Owner.NONE, Owner.FENCED) and guest.config.shell:
+            log.warning("guest=%s pid=%d fenced: it was never handed over", guest.name, guest.pid)
+            await in_thread(fence, guest, Journal(self._directory))
+            return False
+        if owner is not Owner.OWNER or ARRIVAL not in guest.kept:
+            await self.take_in(guest)
+            return True
+        if self._reception is None:
+            why = "its pages are still arriving, and this daemon does not listen"
+            log.warning("guest=%s not adopted: %s", guest.name, why)
+            guest.leave()
+            return False
+        await self._reception.adopt(guest)
+        return True
 
     async def take_in(self, guest: GuestProcess) -> None:
         """A guest lives here from now on."""

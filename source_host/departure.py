@@ -148,7 +148,7 @@ class Departure:
             assert link is not None
             try:
                 if not remaining.count and not link.streams:
-                    return await link.control.expect(Resident)
+                    return await self._resident(link)
                 return await beside(
                     # The push has its end too: all pages may be there while a stream still sends what faults have brought.
                     together(self._resident(link), postcopy.push(remaining, link.streams, self._pushing())),
@@ -218,12 +218,14 @@ class Departure:
             link = Link(self.options, self._guest.config, self._guest.memory)
             try:
                 taken = await self._ask_on(link)
-            except PeerRefused as refused:
-                self._ownership.on(Event.UNKNOWN)
-                failure: BaseException = refused
-                pause_s = LONGEST_RETRY_S
-            except LINK_ERRORS as error:
+            except (PagefireError, OSError) as error:
+                if self._heard is not None:
+                    await link.close()
+                    raise
                 failure = error
+                if isinstance(error, PeerRefused):
+                    self._ownership.on(Event.UNKNOWN)
+                    pause_s = LONGEST_RETRY_S
             except BaseException:
                 await link.close()
                 raise

@@ -12,6 +12,7 @@ import time
 from pagefire.guest_workload import keepsake
 from pagefire.guest_workload.control_block import RunState
 from pagefire.guest_workload.guest_process import GuestProcess
+from pagefire.protocol.addresses import parse_address
 from pagefire.protocol.bitmap import encode_bitmap
 from pagefire.protocol.errors import GuestError, PagefireError
 from pagefire.protocol.ownership import Act, Event, Owner, Ownership
@@ -168,6 +169,8 @@ class ResidentGuest:
 
         `take_back`: let the guest run here again, from where it stood at the stun, because the destination has lost it.
         """
+        if to is not None:
+            parse_address(to)
         if take_back and self._died:
             raise GuestError(f"guest {self.name} cannot be taken back", "its process here has ended too")
         migration, task = self._migration, self._task

@@ -96,9 +96,9 @@ def leave(directory: Path, *paths: Path) -> None:
         directory.rmdir()
 
 
-def answers(path: Path) -> bool:
-    """Tell whether a daemon listens on a control socket."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+def answers(path: Path, kind: socket.SocketKind = socket.SOCK_STREAM) -> bool:
+    """Tell whether a daemon listens on a control socket, or (SOCK_SEQPACKET) a guest on its own."""
+    with socket.socket(socket.AF_UNIX, kind) as probe:
         try:
             probe.connect(os.fspath(path))
         except OSError:
