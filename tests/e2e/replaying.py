@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import tempfile
+import time
+from pathlib import Path
 from typing import Any
 
+from pagefire.guest_workload.guest_process import GuestProcess
+from pagefire.scripts.options import GuestOptions
 from tests.e2e.host_pair import HostPair, guest_arguments
 
 Json = dict[str, Any]
@@ -19,11 +25,23 @@ def arguments(rate: int = RATE_PER_S, **changes: Any) -> list[str]:
     return guest_arguments(**{**SHAPE, **changes}, rate=rate)
 
 
+def twin_digest(steps: int, **shape: Any) -> Json:
+    """Digest the guest of this shape (`guest_arguments`) at step N that never was anywhere: its process alone, without a daemon."""
+    config = dataclasses.replace(GuestOptions(**{"memory": "64MiB", **shape}).config(), stop_at=steps)
+    with tempfile.TemporaryDirectory(prefix="pf-") as directory:
+        guest = GuestProcess.spawn(Path(directory) / "twin.guest", config)
+        try:
+            guest.control.resume()
+            while not guest.control.all_finished():
+                time.sleep(0.005)
+            return dict(guest.digest())
+        finally:
+            guest.terminate()
+
+
 @functools.cache
 def _twin(shape: tuple[tuple[str, Any], ...]) -> tuple[tuple[str, str], ...]:
-    with HostPair(guest_arguments(**dict(shape), stop_at=STEPS)) as pair:
-        pair.on_source("run_to", steps=STEPS, unpaced=True)
-        return tuple(sorted(pair.on_source("digest").items()))
+    return tuple(sorted(twin_digest(STEPS, **dict(shape)).items()))
 
 
 def assert_equals_its_twin(pair: HostPair, where: str, **changes: Any) -> None:

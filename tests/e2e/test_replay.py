@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.host_pair import HostPair, guest_arguments
+from tests.e2e.replaying import twin_digest
 from tests.support.huge_pages import huge_pages, hugetlb_pool
 
 pytestmark = [pytest.mark.e2e, pytest.mark.kernel]
@@ -48,11 +49,7 @@ def replay(
         steps = 2 * pair.transactions(pair.dest_socket) // vcpus + 1000
         pair.on_dest("run_to", steps=steps)
         migrated = pair.on_dest("digest")
-    twin = guest_arguments(**shape, stop_at=steps)
-    with HostPair(twin) as pair:
-        pair.on_source("run_to", steps=steps)
-        stayed = pair.on_source("digest")
-    assert migrated == stayed
+    assert migrated == twin_digest(steps, **shape)
     postcopy = report["postcopy"]
     assert postcopy["pushed_pages"] + postcopy["faulted_pages"] == report["bitmap"]["pages"]
     assert report["verified"]["problems"] == []
