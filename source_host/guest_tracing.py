@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 
 from pagefire.guest_workload.guest_process import GuestProcess
 from pagefire.guest_workload.linux.memfd import data_among
@@ -16,6 +17,10 @@ from pagefire.protocol.report import TraceInstall
 from pagefire.source_host.trace_install import Installed, InstallOptions, Rolling, cost_of_install, install
 from pagefire.source_host.tracker_choice import TrackerChoice, make_tracker
 from pagefire.source_host.tracking import DirtyTracker
+
+#: A page that a socket still holds cannot be made part of a huge one (4 of 64 granules after a migration that failed in its stun):
+#: a connection that was just closed lets go of it some moments later.
+_GIVE_BACK_TIMES, _GIVE_BACK_PAUSE_S = 10, 0.05
 
 
 class GuestTracing:
@@ -68,4 +73,7 @@ class GuestTracing:
         if guest_lives:
             # A guest that dies at this moment has no mappings to be given back.
             with contextlib.suppress(GuestError):
-                self._guest.give_back_huge_mappings()
+                for _ in range(_GIVE_BACK_TIMES):
+                    if not self._guest.give_back_huge_mappings():
+                        break
+                    time.sleep(_GIVE_BACK_PAUSE_S)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -13,10 +16,24 @@ from pagefire.protocol.pages import GRANULE_BYTES
 
 
 @contextlib.contextmanager
+def _alone(setting: str) -> Iterator[None]:
+    """Keep other tests of this machine from changing the same setting meanwhile: each would put back what the other has set."""
+    path = Path(tempfile.gettempdir()) / f"pagefire-tests-{setting}.lock"
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
 def huge_pages() -> Iterator[None]:
     """Let memory that asks for huge pages have them while this lasts; skips by name where that cannot be."""
     if not SHMEM_ENABLED.exists():
         pytest.skip("this kernel has no transparent huge pages for shared memory")
+    with _alone("huge-pages"):
+        yield from _with_huge_pages()
+
+
+def _with_huge_pages() -> Iterator[None]:
     before = SHMEM_ENABLED.read_text().split("[")[1].split("]")[0]
     if before in ("advise", "always", "within_size", "force"):
         yield
@@ -36,6 +53,11 @@ def hugetlb_pool(size_bytes: int) -> Iterator[None]:
     pool = HUGETLB_POOL / "nr_hugepages"
     if not pool.exists():
         pytest.skip("this kernel has no hugetlb")
+    with _alone("hugetlb"):
+        yield from _with_pool(pool, size_bytes)
+
+
+def _with_pool(pool: Path, size_bytes: int) -> Iterator[None]:
     if free_hugetlb_bytes() >= size_bytes:
         yield
         return
