@@ -312,6 +312,8 @@ class IncomingMigration:
             arrival = await beside(self._control.receive(), self._link.watch())
             match arrival.message:
                 case Handover():
+                    if not self.guest.alive:
+                        raise GuestError(f"the guest process {self.guest.pid} ended before it was taken")
                     return time.monotonic_ns()
                 case PageDigests(pages):
                     self._paging.intake.check_within(pages)
@@ -394,7 +396,8 @@ class IncomingMigration:
         self._status, self._postcopy = (Status.COMPLETED if completed else status), None
         phase = self._control.connection.phase if self._link is not None else None
         if guest is not None and self.owns_guest:
-            if not await in_thread(guest.ends_within, LAST_WORD_S if isinstance(error, GuestError) else 0):
+            # A guest that dies shows it in whatever was asked of it, some moments before its process has ended.
+            if not await in_thread(guest.ends_within, 0 if status is Status.CANCELLED else LAST_WORD_S):
                 self._close_link()
                 return
             if not completed:

@@ -35,8 +35,12 @@ class Publisher:
         userfaultfd.register(self._uffd, self._address, self._memory_bytes, modes)
 
     def disarm(self) -> None:
-        """Every page is here and current: the guest needs nobody any more. Wakes whoever waits."""
-        userfaultfd.unregister(self._uffd, self._address, self._memory_bytes)
+        """Every page is here and current: the guest needs nobody any more. Wakes whoever waits. Raises GuestError, OSError."""
+        try:
+            userfaultfd.unregister(self._uffd, self._address, self._memory_bytes)
+        except OSError as error:
+            # So the kernel says that the memory is gone with its process (userfaultfd_unregister in fs/userfaultfd.c).
+            raise _gone() if error.errno == errno.ENOMEM else error from error
         # The kernel wakes first and ends the registration second: a fault that holds only its mapping's own lock can begin to wait
         # between the two, and nobody would ever answer it (seen once in some 20 memories under load, Linux 6.18). Ending the
         # registration waits for such faults, so after it one more wake finds them all.
@@ -79,5 +83,9 @@ class Publisher:
 
 def _unexpected(request: str, error: int) -> Exception:
     if error == errno.ESRCH:
-        return GuestError("the guest ended while its pages were arriving")
+        return _gone()
     return OSError(error, f"{request}: {os.strerror(error)}")
+
+
+def _gone() -> GuestError:
+    return GuestError("the guest ended while its pages were arriving")
