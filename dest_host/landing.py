@@ -73,10 +73,6 @@ class Landing:
             at = among.rank(start) * PAGE_BYTES
             self._bytes[start * PAGE_BYTES : stop * PAGE_BYTES] = contents[at : at + (stop - start) * PAGE_BYTES]
 
-    def close(self) -> None:
-        """Free what filling took; the thread that used it has ended."""
-        self._wire.free()
-
 
 def _in_order(wanted: PageSet, unwanted: PageSet) -> list[tuple[int, int, bool]]:
     """Give the runs of two sets that share no page as (start, stop, wanted), in ascending order."""

@@ -38,10 +38,10 @@ class PageReceiver:
         self._thread.start()
 
     def abort(self) -> None:
-        """Close the connection under the thread and wait for its end."""
-        self._wire.close()
+        """End the connection under the thread, wait until it has noticed, and close it then."""
+        self._wire.shut_down()
         self._thread.join()
-        self._landing.close()
+        self._wire.close()
 
     def _run(self) -> None:
         try:

@@ -198,16 +198,13 @@ class Postcopy:
         stream = await beside(link.faults(), link.watch(), link.only_silence())
         self.status, self.error = Status.POSTCOPY_ACTIVE, None
         landing = Landing(stream.wire, self._guest.memory, self._paging.ledger)
-        try:
-            await beside(
-                self._completion(),
-                self._paging.faults.fetch(stream),
-                self._paging.faults.receive(stream, landing),
-                link.watch(),
-                link.only_silence(),
-            )
-        finally:
-            landing.close()
+        await beside(
+            self._completion(),
+            self._paging.faults.fetch(stream),
+            self._paging.faults.receive(stream, landing),
+            link.watch(),
+            link.only_silence(),
+        )
 
     async def _pause(self, lost: BaseException) -> None:
         """The link is gone: keep everything, serve what is here, wait for the source."""

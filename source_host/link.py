@@ -37,7 +37,7 @@ from pagefire.protocol.transport.clock import compare_clocks
 from pagefire.protocol.transport.frame_stream import FrameStream, connect, describe_failure, refusal
 from pagefire.protocol.transport.security import CallerSecurity
 from pagefire.protocol.transport.software import software_name
-from pagefire.protocol.transport.tasks import together
+from pagefire.protocol.transport.tasks import together, uninterrupted
 from pagefire.source_host.options import MigrationOptions
 from pagefire.source_host.page_stream import PageStream, striped
 from pagefire.source_host.trace_install import Rolling
@@ -207,8 +207,7 @@ class Link:
             self._alive.cancel()
         for plain in self._plain:
             plain.close()
-        for stream in self.streams:
-            await stream.abort()
+        await uninterrupted(asyncio.gather(*(stream.abort() for stream in self.streams)))
 
     def close_pages(self) -> None:
         """No page is needed any more: close all but the control connection."""

@@ -24,6 +24,7 @@ from pagefire.guest_workload.linux.memfd import Mapping
 from pagefire.protocol.connection import Connection
 from pagefire.protocol.messages import MAX_FRAME_PAGES, MAX_FRAME_RUNS, MAX_ZERO_PAGES, Pages, RoundEnd, ZeroPages
 from pagefire.protocol.pages import PAGE_BYTES, PageSet
+from pagefire.protocol.transport.tasks import in_thread
 from pagefire.protocol.transport.wire import Wire
 
 #: Runs of at least this many pages go by sendfile: below, its system call costs more than the copy that it saves.
@@ -78,14 +79,14 @@ class PageStream:
             raise
 
     async def abort(self) -> None:
-        """Close the connection under the thread and wait until it has noticed."""
-        self._wire.close()
-        await asyncio.to_thread(self._executor.shutdown, cancel_futures=True)
+        """End the connection under the thread, wait until it has noticed, and close it then."""
+        self._wire.shut_down()
+        await in_thread(self.close)
 
     def close(self) -> None:
-        """Close a connection on which nothing is under way."""
+        """Close a connection on which nothing is under way; more than once does nothing."""
+        self._executor.shutdown(cancel_futures=True)
         self._wire.close()
-        self._executor.shutdown(wait=False, cancel_futures=True)
 
     def _begin(self, work: Callable[P, None], /, *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[None]:
         begun = asyncio.wrap_future(self._executor.submit(work, *args, **kwargs))

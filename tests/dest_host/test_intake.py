@@ -41,12 +41,13 @@ class Destination:
         self.ledger = Ledger(memory.pages)
         self.intake = Intake(self.ledger, self.publisher, memory.pages)
         self.completions = 0
-        self._connections: list[tuple[Landing, socket.socket, socket.socket]] = []
+        self._connections: list[tuple[Landing, socket.socket, Wire]] = []
 
     def connection(self) -> tuple[Landing, socket.socket]:
         """Give a landing and the socket that feeds it."""
         ours, theirs = socket.socketpair()
-        self._connections.append((Landing(Wire(theirs), self.memory, self.ledger), ours, theirs))
+        wire = Wire(theirs)
+        self._connections.append((Landing(wire, self.memory, self.ledger), ours, wire))
         return self._connections[-1][:2]
 
     def resume(self, missing: PageSet) -> None:
@@ -56,10 +57,9 @@ class Destination:
         self.completions += 1
 
     def close(self) -> None:
-        for landing, ours, theirs in self._connections:
-            landing.close()
+        for _, ours, wire in self._connections:
             ours.close()
-            theirs.close()
+            wire.close()
         os.close(self.uffd)
 
 
@@ -245,7 +245,6 @@ def test_zero_pages_without_end_take_no_memory(make_memory: MemoryMaker) -> None
     peak_bytes = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak_bytes < 8 << 20
-    landing.close()
     ours.close()
     theirs.close()
 

@@ -139,7 +139,6 @@ class Resumed:
             handler.stop()
             await asyncio.sleep(0.01)
             await asyncio.to_thread(self._user.ask, "tell_stress", what="stop")
-            landing.close()
             for stream in (ours, theirs):
                 stream.close()
             assert not broken.is_set()

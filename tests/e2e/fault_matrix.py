@@ -89,8 +89,8 @@ def expected(moment: Moment, fault: str) -> set[str]:
         case "dest guest killed" if moment.has != "runs":
             # HANDOVER may be faster than the news of the death.
             return {"source", "taken back"}
-        case "link cut back" if moment.name == "after READY":
-            # Nothing has to come back any more before HANDOVER goes.
+        case "link cut back" if moment.name in ("bitmap sent", "after READY"):
+            # READY is here, or may be: nothing has to come back any more before HANDOVER goes.
             return {"source", "dest"}
         case "dest daemon killed" if moment.has in ("relinquished", "arrived"):
             return {"source"}

@@ -49,7 +49,7 @@ class Relay:
             pairs, self._pairs = self._pairs, []
         for pair in pairs:
             for sock in pair:
-                _reset(sock)
+                _break(sock)
 
     def swallow(self, direction: str) -> None:
         """Let what goes `there` (to the destination) or `back` vanish; new connections carry nothing that way either."""
@@ -79,12 +79,14 @@ class Relay:
             except OSError:
                 return
             if self._refusing:
-                _reset(near)
+                _break(near)
+                near.close()
                 continue
             try:
                 far = socket.create_connection(("127.0.0.1", self.target_port), timeout=2.0)
             except OSError:
-                _reset(near)
+                _break(near)
+                near.close()
                 continue
             for sock in (near, far):
                 sock.settimeout(None)
@@ -92,8 +94,15 @@ class Relay:
             with self._lock:
                 self._pairs.append((near, far))
                 self.connections += 1
-            for here, there, direction in ((near, far, "there"), (far, near, "back")):
-                threading.Thread(target=self._forward, args=(here, there, direction), daemon=True).start()
+            threading.Thread(target=self._connect, args=(near, far), daemon=True).start()
+
+    def _connect(self, near: socket.socket, far: socket.socket) -> None:
+        """Forward both ways until both have ended; only then nobody uses the sockets, and their numbers may be others'."""
+        with near, far:
+            back = threading.Thread(target=self._forward, args=(far, near, "back"), daemon=True)
+            back.start()
+            self._forward(near, far, "there")
+            back.join()
 
     def _forward(self, here: socket.socket, there: socket.socket, direction: str) -> None:
         selector = selectors.DefaultSelector()
@@ -131,15 +140,14 @@ class Relay:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._ended = True
-        self._listener.close()
         self._thread.join()
+        self._listener.close()
         self.cut()
 
 
-def _reset(sock: socket.socket) -> None:
-    """End a connection as a cut does: whoever reads or writes on the other end is told, whatever was on its way is lost."""
+def _break(sock: socket.socket) -> None:
+    """End a connection as a cut does: who reads or writes on the other end is told, what was on its way is lost when it is closed."""
     with contextlib.suppress(OSError):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
     with contextlib.suppress(OSError):
         sock.shutdown(socket.SHUT_RDWR)
-    sock.close()

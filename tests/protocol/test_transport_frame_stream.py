@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import socket
 from collections.abc import Iterator
@@ -31,7 +30,7 @@ from pagefire.protocol.transport.frame_stream import (
     listen,
     refusal,
 )
-from pagefire.protocol.transport.wire import Wire, close_socket
+from pagefire.protocol.transport.wire import Wire
 from tests.protocol.golden.conversation import simple
 
 TIMEOUT_S = 0.05
@@ -197,15 +196,19 @@ def test_close_wakes_who_waits() -> None:
     uvloop.run(main())
 
 
-async def test_close_socket_wakes_a_thread(link: Link) -> None:
+async def test_a_wire_that_is_shut_down_wakes_a_thread_and_keeps_its_descriptor(link: Link) -> None:
     stream, _ = link
-    bare = stream.detach().sock
-    waiting = asyncio.create_task(asyncio.to_thread(bare.recv, 1))
+    wire = stream.detach()
+    number = wire.sock.fileno()
+    waiting = asyncio.create_task(asyncio.to_thread(wire.receive, 1))
     await asyncio.sleep(0.01)
-    close_socket(bare)
-    with contextlib.suppress(OSError):  # where the thread had not come to the socket before
-        assert await asyncio.wait_for(waiting, 5) == b""
-    close_socket(bare)
+    wire.shut_down()
+    assert await asyncio.wait_for(waiting, 5) == b""
+    assert wire.sock.fileno() == number
+    for _ in range(2):
+        wire.close()
+        assert wire.sock.fileno() == -1
+        wire.shut_down()
 
 
 # -- a peer that says no, or something else ----------------------------------------------------------------------------

@@ -249,7 +249,6 @@ def wires(request: pytest.FixtureRequest, ring: KeyRing) -> Iterator[tuple[Wire,
     yield pair
     for wire in pair:
         wire.close()
-        wire.free()
 
 
 def test_buffers_and_ranges_arrive(wires: tuple[Wire, Wire]) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 import threading
 
 import numpy as np
@@ -10,16 +12,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pagefire.dest_host.intake import Intake
+from pagefire.dest_host.landing import Landing
+from pagefire.dest_host.ledger import Ledger
+from pagefire.dest_host.page_receiver import PageReceiver
+from pagefire.dest_host.publishing import Publisher
 from pagefire.guest_workload.linux import memfd
 from pagefire.protocol.connection import Connection
 from pagefire.protocol.errors import LinkLost, RemoteProtocolError
 from pagefire.protocol.messages import MAX_FRAME_PAGES, MAX_FRAME_RUNS, Pages, ZeroPages
 from pagefire.protocol.pages import GRANULE_PAGES, PAGE_BYTES, PageSet
-from pagefire.source_host.page_stream import SENDFILE_PAGES, striped
+from pagefire.protocol.state import Role
+from pagefire.protocol.transport.wire import Wire
+from pagefire.source_host.page_stream import SENDFILE_PAGES, PageStream, striped
 from tests.conftest import MemoryMaker
 from tests.support.memory import allocated_pages, contents, fresh
-from tests.support.page_link import PageLink
-from tests.support.secured import KeyRing
+from tests.support.page_link import PageLink, greeted
+from tests.support.secured import KeyRing, wire_pair
 from tests.support.waiting import eventually
 
 PAGES = 4 * GRANULE_PAGES
@@ -276,3 +285,52 @@ def test_stripes_are_disjoint_and_nearly_equal(chosen: set[int], streams: int) -
     assert sorted(page for part in parts for page in part.page_numbers().tolist()) == sorted(chosen)
     if len(chosen) >= streams:
         assert max(part.pages for part in parts) <= -(-len(chosen) // streams)
+
+
+class Held(socket.socket):
+    """A socket whose user stands still between the look at its number and the system call, once, until `go`."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        super().__init__(fileno=sock.detach())
+        self.number = super().fileno()
+        self.stands, self.go = threading.Event(), threading.Event()
+
+    def fileno(self) -> int:
+        self.stands.set()
+        self.go.wait(10.0)
+        return self.number
+
+
+@pytest.mark.parametrize("held", ["source", "destination"])
+async def test_an_abort_under_a_thread_touches_no_other_connection(make_memory: MemoryMaker, held: str) -> None:
+    """A thread must not go on with the number of a descriptor that was closed under it: it may be a stranger's by then."""
+    here, there = make_memory(PAGES), make_memory(PAGES)
+    everything = PageSet.span(0, PAGES)
+    fill(here, everything, 1)
+    one, other = wire_pair()
+    sock = Held((one if held == "source" else other).sock)
+    one, other = (Wire(sock), other) if held == "source" else (one, Wire(sock))
+    source, destination = greeted(Role.PAGES)
+    stream, ledger = PageStream(one, source, here), Ledger(PAGES)
+    landing, intake = Landing(other, there, ledger), Intake(ledger, Publisher(-1, 0, 0), PAGES)
+    receiver = PageReceiver(other, destination, landing, intake, lambda number: None, lambda error: None)
+    receiver.start()
+    sending = stream.begin_round([everything], NONE, 1)
+    assert await asyncio.to_thread(sock.stands.wait, 10.0)
+    ending = asyncio.create_task(stream.abort() if held == "source" else asyncio.to_thread(receiver.abort))
+    await asyncio.sleep(0.05)
+    # It takes the lowest number that is free.
+    ours, strangers = socket.socketpair()
+    with ours, strangers:
+        for end in (ours, strangers):
+            end.sendall(b"a stranger's")
+        sock.go.set()
+        await asyncio.wait({ending}, timeout=5)
+        for end in (ours, strangers):
+            end.setblocking(False)
+            assert end.recv(100) == b"a stranger's"
+    await ending
+    await stream.abort()
+    receiver.abort()
+    assert sending.done()
+    assert sock.number not in (int(name) for name in os.listdir("/proc/self/fd"))

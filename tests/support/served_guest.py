@@ -56,7 +56,6 @@ class ServedGuest:
             task.cancel()
         await asyncio.gather(*self.tasks, return_exceptions=True)
         self.handler.stop()
-        self.landing.close()
         self.source.close()
         self.stream.close()
         os.close(self.uffd)
