@@ -20,8 +20,8 @@ test: setup  ## everything, at short counts
 	$(RUN)/ruff check .
 	$(RUN)/ruff format --check .
 	$(RUN)/mypy
-	$(RUN)/pytest -m "not soak and (not e2e or beside)" --numprocesses auto --maxprocesses 2
-	$(RUN)/pytest -m "not soak and e2e and not beside"
+	$(RUN)/pytest -m "not soak and not alone" --numprocesses auto --maxprocesses 2
+	$(RUN)/pytest -m "not soak and alone"
 
 soak: setup  ## the full counts of every proof; writes results/soak-DATE.json
 	$(RUN)/python -m pagefire.scripts.soak $(ARGS)

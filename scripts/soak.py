@@ -40,14 +40,16 @@ _TITLES = {
     "tests": "the other tests at full counts",
     "fuzz": "a million hostile inputs for what reads a peer's bytes",
 }
+#: The tests of the part `faults`.
+FAULTS = tuple(f"tests/e2e/test_{name}.py" for name in ("fault_matrix", "onward", "recovery"))
 _STUN_FIELDS = ("stun_s", "observer_stun_s", "downtime_s", "all_running_s", "stall_s", "resident_after_s", "total_s")
 
 
-def soak_tests(marks: str, extra: list[str]) -> Json:
-    """Run the tests of these marks at full counts; gives each one's outcome, time and recorded properties."""
+def soak_tests(extra: list[str]) -> Json:
+    """Run tests at full counts; gives each one's outcome, time and recorded properties."""
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "junit.xml"
-        command = [sys.executable, "-m", "pytest", "-m", marks, "-p", "no:cacheprovider", f"--junitxml={path}", *extra]
+        command = [sys.executable, "-m", "pytest", "-m", "soak", "-p", "no:cacheprovider", f"--junitxml={path}", *extra]
         code = subprocess.run(command, check=False).returncode
         cases = [
             {
@@ -71,8 +73,8 @@ def fuzz() -> Json:
 
 
 def faults(extra: list[str], console: Console) -> Json:
-    """Run what may run beside each other, and print who owned the guest after each fault."""
-    result = soak_tests("soak and beside", ["--numprocesses=2", *extra])
+    """Make every fault, two at a time because nothing is timed, and print who owned the guest after each."""
+    result = soak_tests(["--numprocesses=2", *FAULTS, *extra])
     owned: dict[str, dict[str, set[str]]] = {}
     for case in result["cases"]:
         if "owned" in case["figures"]:
@@ -137,7 +139,7 @@ def main() -> None:
         "stuns": lambda: stuns(9, console),
         "throughput": lambda: bench.throughput(_GIB, (1, 2), 7, console, hold_memory=True),
         "faults": lambda: faults(chosen.pytest, console),
-        "tests": lambda: soak_tests("soak and not beside", chosen.pytest),
+        "tests": lambda: soak_tests([*(f"--ignore={path}" for path in FAULTS), *chosen.pytest]),
         "fuzz": fuzz,
     }
     for name, run in parts.items():

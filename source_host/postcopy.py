@@ -29,6 +29,7 @@ from pagefire.guest_workload.linux.sparse import sparse_zeros
 from pagefire.protocol.messages import Fetch, Pages, ZeroPages
 from pagefire.protocol.pages import PAGE_BYTES, PageSet
 from pagefire.protocol.transport.frame_stream import FrameStream
+from pagefire.protocol.transport.tasks import together
 from pagefire.source_host.page_stream import PageStream
 
 #: Pages that one push takes at a time (0.5 to 8 MiB), and how long a batch should take.
@@ -95,6 +96,7 @@ class Remaining:
 async def push(remaining: Remaining, streams: list[PageStream], after_batch: Callable[[], None] = lambda: None) -> None:
     """Send what remains on all page connections until nothing is left, after the grace that the first faults are given.
 
+    Raises the LinkLost of the first connection that breaks.
     `after_batch` is called in the stream's thread.
     """
     latest_s = time.monotonic() + GRACE_S
@@ -109,9 +111,8 @@ async def push(remaining: Remaining, streams: list[PageStream], after_batch: Cal
             batch_pages = next_batch_pages(batch.pages, time.monotonic() - began_s)
             after_batch()
 
-    async with asyncio.TaskGroup() as group:
-        for stream in streams:
-            group.create_task(stream.push(drive))
+    first, *others = (stream.push(drive) for stream in streams)
+    await together(first, *others)
 
 
 def next_batch_pages(sent_pages: int, took_s: float) -> int:

@@ -146,7 +146,7 @@ class Relay:
 
 
 def _break(sock: socket.socket) -> None:
-    """End a connection as a cut does: who reads or writes on the other end is told, what was on its way is lost when it is closed."""
+    """End a connection as a cut does: who is on the other end is told; what was on its way is lost when it is closed."""
     with contextlib.suppress(OSError):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
     with contextlib.suppress(OSError):

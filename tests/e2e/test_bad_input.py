@@ -28,7 +28,7 @@ from tests.e2e.fake_peers import serving
 from tests.e2e.host_pair import HostPair, assert_verified, finish, guest_arguments, run, until
 from tests.support.kernel import need_pagemap_scan
 
-pytestmark = [pytest.mark.e2e, pytest.mark.kernel, pytest.mark.beside]
+pytestmark = [pytest.mark.e2e, pytest.mark.kernel]
 
 FORBIDDING = Path(__file__).parents[1] / "support" / "forbidding.py"
 

@@ -13,7 +13,7 @@ from tests.e2e.relay import Relay
 from tests.e2e.replaying import arguments, assert_equals_its_twin
 from tests.support.kernel import need_pagemap_scan
 
-pytestmark = [pytest.mark.e2e, pytest.mark.kernel]
+pytestmark = [pytest.mark.e2e, pytest.mark.kernel, pytest.mark.alone]
 
 BEFORE = [moment for moment in MOMENTS if moment.has in ("runs", "parked", "scanned") and moment.host == "source"]
 #: What the promise is, and what a loaded machine may add to it before this test calls it broken.

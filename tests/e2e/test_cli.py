@@ -277,6 +277,7 @@ def disagreements(reports: list[Json]) -> list[str]:
     return found
 
 
+@pytest.mark.alone
 def test_stun_and_downtime_agree_with_what_others_measure(place: Place) -> None:
     """The stun by the guest's clock and by the observer: within 1 ms or 5%. The breakdown adds up to the downtime within 5%."""
     found = disagreements(measured_three_times(place))

@@ -16,7 +16,7 @@ from tests.e2e.host_pair import finish, start
 from tests.e2e.place import Place
 from tests.support.kernel import need_pagemap_scan
 
-pytestmark = [pytest.mark.e2e, pytest.mark.kernel, pytest.mark.root]
+pytestmark = [pytest.mark.e2e, pytest.mark.kernel, pytest.mark.root, pytest.mark.alone]
 
 SMALL = (
     "compare", "vsphere", "--backing", "4k", "--memory", "64MiB", "--vcpus", "2", "--rate", "20%", "--no-ablation",

@@ -23,7 +23,7 @@ from tests.conftest import MemoryMaker
 from tests.e2e.host_pair import HostPair, guest_arguments
 from tests.support.kernel import need_pagemap_scan
 
-pytestmark = [pytest.mark.e2e, pytest.mark.kernel, pytest.mark.beside]
+pytestmark = [pytest.mark.e2e, pytest.mark.kernel]
 
 MEMORY_BYTES = 64 << 20
 NONE = PageSet.empty()

@@ -15,7 +15,7 @@ from pagefire.protocol.bitmap import decode_bitmap
 from pagefire.protocol.pages import PAGE_BYTES, PageSet
 from tests.e2e.host_pair import HostPair, guest_arguments
 
-pytestmark = [pytest.mark.e2e, pytest.mark.kernel, pytest.mark.beside]
+pytestmark = [pytest.mark.e2e, pytest.mark.kernel]
 
 WORKLOADS = ("idle", "sequential", "random", "hotspot", "phased", "adversary", "oltp")
 

@@ -11,7 +11,7 @@ from tests.e2e.fault_matrix import FAULTS, MOMENTS, Moment, expected, strike
 from tests.e2e.place import Place
 from tests.support.kernel import need_pagemap_scan
 
-pytestmark = [pytest.mark.e2e, pytest.mark.kernel, pytest.mark.beside]
+pytestmark = [pytest.mark.e2e, pytest.mark.kernel]
 
 CASES = [(moment, fault) for moment in MOMENTS for fault in FAULTS]
 #: A third, so that every moment and every fault is in it.

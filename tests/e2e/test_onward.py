@@ -15,7 +15,7 @@ from tests.e2e.place import Place
 from tests.e2e.replaying import arguments, assert_equals_its_twin
 from tests.support.kernel import need_pagemap_scan
 
-pytestmark = [pytest.mark.e2e, pytest.mark.kernel, pytest.mark.beside]
+pytestmark = [pytest.mark.e2e, pytest.mark.kernel]
 
 LISTENING = ["--listen", "127.0.0.1:0"]
 

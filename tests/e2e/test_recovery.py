@@ -14,7 +14,7 @@ from tests.e2e.relay import Relay
 from tests.e2e.replaying import arguments, assert_equals_its_twin
 from tests.support.kernel import need_pagemap_scan
 
-pytestmark = [pytest.mark.e2e, pytest.mark.kernel, pytest.mark.beside]
+pytestmark = [pytest.mark.e2e, pytest.mark.kernel]
 
 #: Slow enough that a test has time to do something to it, in bytes a second: 64 MiB in some three seconds.
 SLOW = 20e6

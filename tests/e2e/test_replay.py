@@ -57,14 +57,12 @@ def replay(
     return {"steps": steps, "remaining_pages": report["bitmap"]["pages"], "faulted_pages": postcopy["faulted_pages"]}
 
 
-@pytest.mark.beside
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(("vcpus", "workload"), [(1, "random"), (2, "oltp"), (8, "phased")])
 def test_a_migrated_guest_equals_its_twin_that_stayed(mode: str, vcpus: int, workload: str) -> None:
     replay(mode, vcpus, workload, seed=random.randrange(1 << 30))
 
 
-@pytest.mark.beside
 @pytest.mark.parametrize("workload", ["sequential", "hotspot"])
 def test_every_workload_survives_a_hybrid_migration_over_two_streams(workload: str) -> None:
     replay("hybrid", 2, workload, seed=random.randrange(1 << 30), streams=2)
@@ -137,13 +135,11 @@ def test_a_guest_changes_what_maps_its_memory_on_the_way(here: str, there: str) 
         replay("hybrid", 2, "oltp", seed=random.randrange(1 << 30), backing=here, dest_backing=there)
 
 
-@pytest.mark.beside
 @pytest.mark.parametrize("mode", MODES)
 def test_single_pages_all_over_a_sparse_guest_arrive(mode: str) -> None:
     replay(mode, 2, "random", seed=random.randrange(1 << 30), scattered=3000)
 
 
-@pytest.mark.beside
 @pytest.mark.parametrize("mode", ["hybrid", "precopy"])
 def test_page_fires_lose_nothing_either(mode: str) -> None:
     replay(mode, 2, "random", seed=random.randrange(1 << 30), tracker="page-fire")

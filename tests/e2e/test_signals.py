@@ -15,7 +15,7 @@ from pagefire.scripts.daemons import DaemonProcess
 from tests.e2e.host_pair import HostPair, assert_verified, finish, guest_arguments, run, start, until
 from tests.e2e.place import Place
 
-pytestmark = [pytest.mark.e2e, pytest.mark.kernel, pytest.mark.beside]
+pytestmark = [pytest.mark.e2e, pytest.mark.kernel]
 
 #: Each point of the script before the commit point, with the signals taken in turn.
 BEFORE = [

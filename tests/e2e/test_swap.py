@@ -17,7 +17,7 @@ from tests.e2e.host_pair import HostPair, guest_arguments
 from tests.support.kernel import need_pagemap_scan
 from tests.support.swap import zram_swap
 
-pytestmark = [pytest.mark.e2e, pytest.mark.kernel, pytest.mark.root]
+pytestmark = [pytest.mark.e2e, pytest.mark.kernel, pytest.mark.root, pytest.mark.alone]
 
 MIB = 1 << 20
 _PROCESS_MADVISE = 440

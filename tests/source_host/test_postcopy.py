@@ -165,6 +165,18 @@ async def test_every_fetch_is_answered_and_every_page_moves(make_memory: MemoryM
     assert np.array_equal(contents(here), contents(there))
 
 
+@pytest.mark.parametrize("lost", [1, 2])
+async def test_a_push_tells_that_its_link_is_lost(make_memory: MemoryMaker, lost: int) -> None:
+    """As it is told of any connection: what waits for the destination after a lost link looks for this error."""
+    here, there = make_memory(1 << 14), make_memory(1 << 14)
+    here.array[:] = 1
+    async with PageLink(here, there, streams=2) as link:
+        for receiver in link.receivers[:lost]:
+            await asyncio.to_thread(receiver.abort)
+        with pytest.raises(LinkLost, match="a page connection broke"):
+            await postcopy.push(postcopy.Remaining(PageSet.span(0, 1 << 14)), link.streams)
+
+
 async def test_a_lost_fault_connection_ends_the_server(make_memory: MemoryMaker) -> None:
     ours, theirs = fault_streams()
     theirs.close()

@@ -52,6 +52,7 @@ async def test_no_store_is_lost(
 
 
 @pytest.mark.root
+@pytest.mark.alone
 @pytest.mark.parametrize("stops", COUNTS)
 async def test_no_store_is_lost_while_pages_are_swapped_out(
     stops: int, user: MemoryUser, make_memory: MemoryMaker, record_property: Record

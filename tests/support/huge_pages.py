@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +17,8 @@ from pagefire.protocol.pages import GRANULE_BYTES
 @contextlib.contextmanager
 def _alone(setting: str) -> Iterator[None]:
     """Keep other tests of this machine from changing the same setting meanwhile: each would put back what the other has set."""
-    path = Path(tempfile.gettempdir()) / f"pagefire-tests-{setting}.lock"
+    # Not tempfile's: a test may have a temporary directory of its own.
+    path = Path("/tmp") / f"pagefire-tests-{setting}.lock"
     with path.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
