@@ -20,7 +20,7 @@ test: setup  ## everything, at short counts
 	$(RUN)/ruff check .
 	$(RUN)/ruff format --check .
 	$(RUN)/mypy
-	$(RUN)/pytest -m "not soak and not alone" --numprocesses auto --maxprocesses 2
+	$(RUN)/pytest -m "not soak and not alone" --numprocesses auto --maxprocesses 2 --dist worksteal
 	$(RUN)/pytest -m "not soak and alone"
 
 soak: setup  ## the full counts of every proof; writes results/soak-DATE.json

@@ -74,7 +74,7 @@ def fuzz() -> Json:
 
 def faults(extra: list[str], console: Console) -> Json:
     """Make every fault, two at a time because nothing is timed, and print who owned the guest after each."""
-    result = soak_tests(["--numprocesses=2", *FAULTS, *extra])
+    result = soak_tests(["--numprocesses=2", "--dist=worksteal", *FAULTS, *extra])
     owned: dict[str, dict[str, set[str]]] = {}
     for case in result["cases"]:
         if "owned" in case["figures"]:
