@@ -154,7 +154,8 @@ class Departure:
                     together(self._resident(link), postcopy.push(remaining, link.streams, self._pushing())),
                     postcopy.serve_faults(remaining, link.faults, self._guest.memory, self._serving),
                 )
-            except LINK_ERRORS as lost:
+            except (*LINK_ERRORS, PeerRefused) as lost:
+                # A connection that was welcomed is refused where the destination has lost the others meanwhile.
                 await self.ask(lost)
 
     async def release(self) -> Aftermath | None:

@@ -79,9 +79,12 @@ def expected(moment: Moment, fault: str) -> set[str]:
     """Say who may have the guest in the end: source, dest, `taken back` by a person, or nobody because its only copy is gone."""
     before = moment.has in ("runs", "parked", "scanned")
     match fault:
+        case "source guest killed" if moment.has == "runs":
+            return {"nobody"}
         case "source guest killed":
-            # Once it is known what the destination needs, memory and registers are the daemon's too.
-            return {"nobody"} if moment.has in ("runs", "parked") else {"dest"}
+            # Once it is known what the destination needs, memory and registers are the daemon's too. The kernel may still tell that
+            # while a process that stands still is dying.
+            return {"nobody", "dest"} if moment.has == "parked" else {"dest"}
         case "dest guest killed" if moment.has == "whole":
             return {"nobody"}
         case "dest guest killed" if moment.has == "taken":
@@ -133,7 +136,7 @@ def strike(moment: Moment, fault: str) -> str:
     both = [*guest, "--listen", "127.0.0.1:0", *TIMEOUTS[:2]]
     with (
         HostPair(both, list(TIMEOUTS[:2])) as pair,
-        _told(pair),
+        told(pair),
         Relay(pair.port, None if moment.point else _SLOW) as relay,
     ):
         options = ("--to", relay.address, "--mode", moment.mode, *TIMEOUTS)
@@ -162,7 +165,7 @@ def strike(moment: Moment, fault: str) -> str:
 
 
 @contextlib.contextmanager
-def _told(pair: HostPair) -> Iterator[None]:
+def told(pair: HostPair) -> Iterator[None]:
     """Where something fails within, print what both daemons know and have logged: they are gone when it is reported."""
     try:
         yield

@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from tests.e2e.fault_matrix import told
 from tests.e2e.host_pair import HostPair, assert_verified, finish, run, until
 from tests.e2e.place import Place
 from tests.e2e.relay import Relay
@@ -28,7 +29,7 @@ def _kernel() -> None:
 def cut_again_and_again(cuts: int) -> dict[str, int]:
     """Cut the link so often, at random moments of one post-copy; gives what the report counted."""
     moments = random.Random()
-    with HostPair(arguments()) as pair, Relay(pair.port, bytes_per_s=SLOW) as relay:
+    with HostPair(arguments()) as pair, told(pair), Relay(pair.port, bytes_per_s=SLOW) as relay:
         with pair.migrating("--to", relay.address, "--mode", "postcopy", "--streams", "2", "--json", "-") as migration:
             until(lambda: pair.on_source("guest")["status"] == "postcopy-active", "it does not resume")
             for _ in range(cuts):
