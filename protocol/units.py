@@ -52,6 +52,11 @@ _COUNT_FACTORS = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9}
 
 _SIZE_STEPS = ((1, "B"), (1024, "KiB"), (1024**2, "MiB"), (1024**3, "GiB"), (1024**4, "TiB"))
 _DURATION_STEPS = ((1e-9, "ns"), (1e-6, "us"), (1e-3, "ms"), (1.0, "s"))
+_THROUGHPUT_FACTORS = {
+    f"{letter}{unit}": factor
+    for letter, power in (("", 1), ("k", 10**3), ("K", 10**3), ("M", 10**6), ("G", 10**9))
+    for unit, factor in (("B/s", Decimal(power)), ("bit/s", Decimal(power) / 8), ("bit", Decimal(power) / 8))
+}
 _THROUGHPUT_STEPS = ((1, "B/s"), (10**3, "kB/s"), (10**6, "MB/s"), (10**9, "GB/s"))
 
 
@@ -96,6 +101,18 @@ def parse_rate(given: str) -> float:
     if not 0 < rate_per_s <= _MAX_RATE_PER_S:
         raise _refusal(given, "rate", "a rate is above zero and at most 1000G/s")
     return float(rate_per_s)
+
+
+def parse_throughput(given: str) -> float:
+    """Read bytes per second: 125MB/s, 1.5GB/s, or as networks are sold 1Gbit/s, 100Mbit. Powers of 1000. Raises UsageError."""
+    number, unit = _split(given, "throughput")
+    factor = _THROUGHPUT_FACTORS.get(unit.replace("mbit", "Mbit").replace("gbit", "Gbit"))
+    if factor is None:
+        raise _refusal(given, "throughput", f"{unit!r} is not a unit of throughput" if unit else "the unit is missing")
+    bytes_per_s = number * factor
+    if not 1 <= bytes_per_s <= _MAX_RATE_PER_S:
+        raise _refusal(given, "throughput", "a throughput is at least 1 B/s and at most 1000 GB/s")
+    return float(bytes_per_s)
 
 
 def parse_share(given: str) -> float:
@@ -178,6 +195,7 @@ _EXAMPLES = {
     "duration": "300us, 50ms, 1.5s or 5m",
     "share": "50%",
     "rate": "2000, 2000/s or 50k/s",
+    "throughput": "125MB/s or 1Gbit/s",
     "working set": "25% or 256MiB",
     "CPU list": "0,2-3",
 }

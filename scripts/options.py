@@ -23,6 +23,7 @@ from pagefire.protocol.units import (
     parse_rate,
     parse_share,
     parse_size,
+    parse_throughput,
     parse_working_set,
 )
 from pagefire.source_host.options import MigrationOptions
@@ -316,6 +317,14 @@ class MoveOptions:
     streams: Annotated[
         int, typer.Option("--streams", help="Page connections, 1 to 16.", rich_help_panel="Migration")
     ] = 1
+    max_bandwidth: Annotated[
+        str | None,
+        typer.Option(
+            "--max-bandwidth",
+            help="What all page connections together may send: 125MB/s, 1Gbit/s [default: all that the link carries].",
+            rich_help_panel="Migration",
+        ),
+    ] = None
     bitmap: Annotated[
         str,
         typer.Option(
@@ -393,6 +402,7 @@ class MoveOptions:
             max_time_s=parse_duration(self.max_time),
             on_limit=self.on_limit,
             streams=self.streams,
+            max_bandwidth_Bps=parse_throughput(self.max_bandwidth) if self.max_bandwidth is not None else None,
             tracker=tracing.tracker,
             install=tracing.install,
             tracer=tracing.tracer,

@@ -51,7 +51,7 @@ class OursAgain(PagefireError):
 
 
 #: The options that count after the resume.
-_KEPT_OPTIONS = ("to", "streams", "keys", "insecure", "checksum", "connect_timeout_s", "silence_s")
+_KEPT_OPTIONS = ("to", "streams", "max_bandwidth_Bps", "keys", "insecure", "checksum", "connect_timeout_s", "silence_s")
 
 
 def leave_record(guest: GuestProcess, session: tuple[bytes, bytes], options: MigrationOptions) -> None:

@@ -135,6 +135,7 @@ class Link:
             await self._greet(stream, Role.PAGES, index)
             self._plain.remove(stream)
             self.streams.append(PageStream(stream.detach(), stream.connection, self._memory))
+        self.pace(self._options.max_bandwidth_Bps)
         self.faults = await self._connect(Role.FAULT)
         await self._greet(self.faults, Role.FAULT)
 
@@ -208,6 +209,14 @@ class Link:
         for plain in self._plain:
             plain.close()
         await uninterrupted(asyncio.gather(*(stream.abort() for stream in self.streams)))
+
+    def pace(self, bytes_per_s: float | None) -> None:
+        """Let all page connections together send so fast at most; None: as fast as they can. Each has an equal share of it.
+
+        What faults ask for is not held up: it goes by its own connection, as fast as vCPUs can ask.
+        """
+        for stream in self.streams:
+            stream.pace(None if bytes_per_s is None else bytes_per_s / len(self.streams))
 
     def close_pages(self) -> None:
         """No page is needed any more: close all but the control connection."""

@@ -14,6 +14,8 @@ from pagefire.source_host.tracking import Granularity
 class MigrationOptions:
     """The options of `pagefire migrate`, by their names there; times in seconds. `install_step_pages` is None for all at once.
 
+    `max_bandwidth_Bps` bounds what all page connections together send, headers included.
+
     `backing` is the destination's (None: as here). `keys` is the folder of this host's (None: the default one).
 
     The timeouts bound the waits for a connection, for a shell guest (or digests) at the destination, and for READY. Where the last
@@ -27,6 +29,7 @@ class MigrationOptions:
     max_time_s: float = 300.0
     on_limit: str | None = None
     streams: int = 1
+    max_bandwidth_Bps: float | None = None
     backing: str | None = None
     tracker: str = "auto"
     install: str = "loose"

@@ -78,6 +78,10 @@ class PageStream:
             await self.abort()
             raise
 
+    def pace(self, bytes_per_s: float | None) -> None:
+        """Send so fast at most from now on; None: as fast as it goes."""
+        self._wire.pace(bytes_per_s)
+
     async def abort(self) -> None:
         """End the connection under the thread, wait until it has noticed, and close it then."""
         self._wire.shut_down()

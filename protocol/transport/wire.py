@@ -17,12 +17,15 @@ import contextlib
 import fcntl
 import os
 import socket
+import sys
 from collections.abc import Iterator, Sequence
 
 from pagefire.protocol.errors import LinkLost, PagefireError
 from pagefire.protocol.frames import Buffer, Check
 
 _PIPE_BYTES = 1 << 20
+#: Linux's asm-generic/socket.h; Python's socket module does not name it. Since 4.20 it takes 64 bits, all of them set for no limit.
+_SO_MAX_PACING_RATE, _UNPACED = 47, (1 << 64) - 1
 #: recvmsg takes at most 1,024 buffers.
 _RECEIVE_BUFFERS = 512
 
@@ -127,6 +130,15 @@ class Wire:
         check.add(held)
         check.verify()
         self._held = held
+
+    def pace(self, bytes_per_s: float | None) -> None:
+        """Let the kernel send so fast at most, headers included; None: as fast as it can. Any thread, at any time.
+
+        TCP's own pacing (SO_MAX_PACING_RATE, socket(7)) spreads segments in time; no thread sleeps, and what was queued before is
+        held to the new limit as well.
+        """
+        limit = _UNPACED if bytes_per_s is None else max(int(bytes_per_s), 1)
+        self.sock.setsockopt(socket.SOL_SOCKET, _SO_MAX_PACING_RATE, limit.to_bytes(8, sys.byteorder))
 
     def shut_down(self) -> None:
         """End the connection at once, in any thread: who is blocked on it, and who uses it next, gets LinkLost."""
