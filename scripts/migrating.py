@@ -125,7 +125,7 @@ class Migration:
                 self._console.print(
                     f"  round {event['round']}: {format_count(event['pages'])} pages "
                     f"({format_size(event['wire_bytes'])} on the wire) in {format_duration(event['duration_s'])}, "
-                    f"{format_count(event['dirty_pages_after'])} pages dirty again"
+                    f"{format_count(event['dirty_pages_after'])} pages left"
                 )
                 self._console.print(f"  {event['verdict']}", style="dim")
             case "resumed":

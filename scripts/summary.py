@@ -259,7 +259,7 @@ def _precopy(report: Report) -> Iterable[RenderableType]:
 
 
 def _rounds(rounds: Sequence[Report]) -> Table:
-    table = _grid("right", *("round", "pages", "of them zero", "on the wire", "time", "throughput", "dirty after"))
+    table = _grid("right", *("round", "pages", "zero", "on the wire", "time", "throughput", "skipped", "left"))
     shown: list[Report | None] = list(rounds)
     if len(rounds) > _MAX_ROUNDS_SHOWN:
         half = _MAX_ROUNDS_SHOWN // 2
@@ -277,6 +277,7 @@ def _rounds(rounds: Sequence[Report]) -> Table:
             _words(one, "wire_bytes", write=format_size),
             _duration(one, "duration_s"),
             speed,
+            _words(one, "skipped_pages", write=format_count),
             _words(one, "dirty_pages_after", write=format_count),
         )
     return table

@@ -122,8 +122,7 @@ class Accounting:
         if report.rounds:
             seconds = sum(round_.duration_s for round_ in report.rounds)
             report.throughput_Bps = sum(round_.wire_bytes for round_ in report.rounds) / seconds
-            last = report.rounds[-1]
-            report.dirty_pages_per_s = last.dirty_pages_after / last.duration_s
+            report.dirty_pages_per_s = report.rounds[-1].dirty_pages_per_s
         report.tcp = [tcp_connection(role, sock) for role, sock in link.sockets()]
         report.host = Host(platform.release(), os.cpu_count() or 1, psutil.virtual_memory().total, os.getloadavg()[0])
         report.versions = versions()

@@ -2,8 +2,8 @@
 
 Pre-copy: stop when the pages left can be sent within the downtime limit, because then the guest stands still for that long.
 Hybrid: the remainder moves after the resume, so the limit bounds the time to move it (vMotion's switchover goal) and the stun does
-not depend on it; and it stops as soon as a round has gained nothing, because pages that are rewritten all the time are not worth
-sending early.
+not depend on it; and it stops as soon as a round has gained nothing, or the guest writes as fast as the link carries, because pages
+that are rewritten all the time are not worth sending early.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pagefire.protocol.pages import PAGE_BYTES
 from pagefire.protocol.report import Round
 from pagefire.protocol.units import format_count, format_duration, format_throughput
 
-#: A round that leaves more than this share of what it sent has gained nothing.
+#: A round that leaves more than this share of what it began with has gained nothing.
 NO_GAIN = 0.8
 
 
@@ -51,7 +51,7 @@ def judge(rounds: list[Round], limits: Limits, elapsed_s: float) -> Verdict:
     left_bytes = last.dirty_pages_after * PAGE_BYTES
     speed_Bps = bandwidth_Bps(rounds)
     expected_s = left_bytes / max(speed_Bps, 1.0)
-    dirtied_Bps = left_bytes / max(last.duration_s, 1e-6)
+    due_pages, dirtied_Bps = last.pages + last.skipped_pages, last.dirty_pages_per_s * PAGE_BYTES
     state = f"{format_count(last.dirty_pages_after)} pages left, {format_duration(expected_s)} at {format_throughput(speed_Bps)}"
     limit = f"the limit of {format_duration(limits.downtime_limit_s)}"
     dirt = f"dirty rate {format_throughput(dirtied_Bps)}"
@@ -59,8 +59,13 @@ def judge(rounds: list[Round], limits: Limits, elapsed_s: float) -> Verdict:
     hybrid = limits.mode == "hybrid"
     if expected_s <= limits.downtime_limit_s:
         return Verdict(True, "postcopy" if hybrid else "switch", f"{stopping}: {state}, within {limit}; {dirt}")
-    if hybrid and len(rounds) >= 2 and last.dirty_pages_after >= NO_GAIN * last.pages:
-        gain = f"the round sent {format_count(last.pages)} pages and gained nothing, the rest moves after the resume"
+    if hybrid and dirtied_Bps >= speed_Bps:
+        faster = "the guest writes faster than the link carries, the rest moves after the resume"
+        return Verdict(True, "postcopy", f"{stopping}: {state}, above {limit}; {dirt}; {faster}")
+    if hybrid and len(rounds) >= 2 and last.dirty_pages_after >= NO_GAIN * due_pages:
+        gain = (
+            f"the round began with {format_count(due_pages)} pages and gained nothing, the rest moves after the resume"
+        )
         return Verdict(True, "postcopy", f"{stopping}: {state}, above {limit}; {dirt}; {gain}")
     if last.round >= limits.max_rounds or elapsed_s >= limits.max_time_s:
         which = "--max-rounds" if last.round >= limits.max_rounds else "--max-time"

@@ -39,6 +39,7 @@ from pagefire.protocol.transport.security import CallerSecurity
 from pagefire.protocol.transport.software import software_name
 from pagefire.protocol.transport.tasks import together, uninterrupted
 from pagefire.source_host.options import MigrationOptions
+from pagefire.source_host.outstanding import Outstanding
 from pagefire.source_host.page_stream import PageStream, striped
 from pagefire.source_host.trace_install import Rolling
 from pagefire.source_host.tracking import Collected
@@ -145,12 +146,12 @@ class Link:
         self._alive = asyncio.create_task(self.control.stay_alive(welcome.silence_s))
 
     def begin_round(self, to_send: Collected) -> RoundBegun:
-        """Begin to send one set of pages on all connections; the threads are at it when this returns."""
+        """Begin to send one set of pages, an equal part on each connection; the threads are at it when this returns."""
         return self._begin([[pages] for pages in striped(to_send.written, len(self.streams))], to_send.holes)
 
-    def begin_rolling_round(self, rolling: Rolling) -> RoundBegun:
-        """Begin to send what a rolling install gives out, on all connections: each takes the next chunk when it has sent one."""
-        return self._begin([rolling.chunks() for _ in self.streams], PageSet.empty())
+    def begin_shared_round(self, chunks: Rolling | Outstanding, holes: PageSet) -> RoundBegun:
+        """Begin to send what is given out chunk by chunk, on all connections: each takes the next one when it has sent one."""
+        return self._begin([chunks.chunks() for _ in self.streams], holes)
 
     def _begin(self, written: Sequence[Iterable[PageSet]], holes: PageSet) -> RoundBegun:
         number = self.rounds_done + 1
@@ -179,7 +180,7 @@ class Link:
             raise LinkLost("the destination acknowledged another round", f"{received.round}, not {begun.number}")
         self.rounds_done = begun.number
         pages, zero_pages, wire_bytes = (now - then for now, then in zip(self.sent_totals(), begun.before, strict=True))
-        return Round(begun.number, pages, zero_pages, wire_bytes, time.monotonic() - begun.began_s, 0)
+        return Round(begun.number, pages, zero_pages, wire_bytes, time.monotonic() - begun.began_s, 0, 0, 0.0)
 
     def sent_totals(self) -> tuple[int, int, int]:
         """Give the pages, the zero pages among them and the bytes that the page connections have sent so far."""

@@ -45,6 +45,7 @@ from pagefire.source_host.guest_tracing import GuestTracing
 from pagefire.source_host.hot_pages import HotPages
 from pagefire.source_host.link import Link, RoundBegun
 from pagefire.source_host.options import MigrationOptions
+from pagefire.source_host.outstanding import LOOK_S, Looks, Outstanding
 from pagefire.source_host.swapped_pages import SwappedPages
 from pagefire.source_host.switchover import Stun
 from pagefire.source_host.trace_install import Rolling
@@ -91,6 +92,7 @@ class OutgoingMigration:
         self._ownership = Ownership(Side.SOURCE, guest.control)
         #: The part after the commit point.
         self.departure: Departure | None = None
+        self._looks = Looks()
         self._stun = Stun()
         self._guest_died = asyncio.Event()
 
@@ -175,10 +177,10 @@ class OutgoingMigration:
             if self._tracing.rolling is not None and not self.report.rounds:
                 done = await self._rolling_round(self._tracing.rolling, pages)
             else:
-                to_send = await in_thread(self._swapped.leave, self._unsent)
-                done = await self._round_done(self._begin_round(to_send), to_send.written.pages)
-            self._unsent = self._known_to_destination(await in_thread(tracker.collect_and_clear))
+                done = await self._shared_round(await in_thread(self._swapped.leave, self._unsent))
+            await in_thread(self._look)
             done.dirty_pages_after = self._unsent.written.pages
+            done.dirty_pages_per_s = self._looks.dirty_pages_per_s
             self.report.rounds.append(done)
             verdict = convergence.judge(self.report.rounds, self.options.limits, time.monotonic() - began)
             self._emit({"event": "round", **asdict(done), "verdict": verdict.reason})
@@ -198,29 +200,65 @@ class OutgoingMigration:
         if verdict.then == "postcopy" and self.options.mode == "precopy":
             self.options = replace(self.options, mode="hybrid")
 
+    async def _shared_round(self, to_send: Collected) -> Round:
+        """Send a round whose streams share the pages, and look meanwhile which of them need not be sent any more."""
+        outstanding = Outstanding(to_send.written, len(self._link.streams))
+        self._unsent = NOTHING
+        self._looks = Looks()
+        begun = self._link.begin_shared_round(outstanding, to_send.holes)
+        self._begun(begun, to_send.written)
+        done = await beside(
+            self._link.end_round(begun),
+            self._watch(),
+            self._follow_round(begun, lambda: to_send.written.pages - outstanding.skipped_pages),
+            self._look_now_and_then(outstanding),
+        )
+        done.skipped_pages = outstanding.skipped_pages
+        return done
+
+    async def _look_now_and_then(self, outstanding: Outstanding) -> None:
+        while True:
+            await asyncio.sleep(LOOK_S)
+            await in_thread(lambda: outstanding.rewritten(self._look()))
+
+    def _look(self) -> PageSet:
+        """Collect what was written since the last look into what is unsent; gives those pages.
+
+        All of it in the thread that collects: a cancellation meanwhile loses nothing.
+        """
+        assert self._tracing.tracker is not None
+        late = self._known_to_destination(self._tracing.tracker.collect_and_clear())
+        self._unsent |= late
+        self._looks.note(late.written.pages)
+        return late.written | late.holes
+
     async def _rolling_round(self, rolling: Rolling, expected: PageSet) -> Round:
         """Send the first round, each chunk protected just before."""
         self.progress.round, self.progress.remaining_pages = 1, expected.pages
         rolling.choose = lambda pages: self._swapped.leave(Collected(pages, PageSet.empty())).written
-        done = await self._round_done(self._link.begin_rolling_round(rolling), expected.pages)
+        self._unsent, self._looks = NOTHING, Looks()
+        begun = self._link.begin_shared_round(rolling, PageSet.empty())
+        done = await beside(
+            self._link.end_round(begun), self._watch(), self._follow_round(begun, lambda: expected.pages)
+        )
         self._sent |= rolling.sent
         return done
 
     def _begin_round(self, to_send: Collected) -> RoundBegun:
         begun = self._link.begin_round(to_send)
-        self.progress.round, self.progress.remaining_pages = begun.number, to_send.written.pages
-        self._sent |= to_send.written
+        self._begun(begun, to_send.written)
         return begun
 
-    async def _round_done(self, begun: RoundBegun, pages: int, timeout_s: float | None = None) -> Round:
-        return await beside(self._link.end_round(begun, timeout_s), self._watch(), self._follow_round(begun, pages))
+    def _begun(self, begun: RoundBegun, pages: PageSet) -> None:
+        self.progress.round, self.progress.remaining_pages = begun.number, pages.pages
+        self._sent |= pages
 
-    async def _follow_round(self, begun: RoundBegun, pages: int) -> None:
+    async def _follow_round(self, begun: RoundBegun, pages: Callable[[], int]) -> None:
         while True:
             sent_pages, _, self.progress.sent_bytes = (
                 now - then for now, then in zip(self._link.sent_totals(), begun.before, strict=True)
             )
-            self._emit({"event": "progress", "round": self.progress.round, "pages": pages, "sent_pages": sent_pages})
+            self._emit({"event": "progress", "round": self.progress.round, "pages": pages(), "sent_pages": sent_pages})
             await asyncio.sleep(0.1)
 
     def _known_to_destination(self, collected: Collected) -> Collected:
@@ -303,7 +341,8 @@ class OutgoingMigration:
         if last_round:
             timeout_s = self.options.switchover_timeout_s if later else None
             await beside(
-                self._link.end_round(last_round, timeout_s), self._follow_round(last_round, at_once.written.pages)
+                self._link.end_round(last_round, timeout_s),
+                self._follow_round(last_round, lambda: at_once.written.pages),
             )
         stun.ready = await self._link.control.expect(Ready, self.options.switchover_timeout_s)
         stun.mark("ready")

@@ -111,7 +111,7 @@ def test_a_disproved_migration_says_so_in_its_first_words(wrong: dict[str, Any])
 
 def test_many_rounds_are_shown_by_their_ends() -> None:
     report = completed_report()
-    report.rounds = [Round(number, 1000 + number, 0, 4096, 0.1, 10) for number in range(1, 31)]
+    report.rounds = [Round(number, 1000 + number, 0, 4096, 0.1, 10, 0, 100.0) for number in range(1, 31)]
     words = printed(report.as_dict())
     assert "(18 more)" in words
     assert "1,001" in words

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,8 +13,11 @@ from pagefire.protocol.report import Round
 from pagefire.source_host.convergence import NO_GAIN, Limits, bandwidth_Bps, judge
 
 
-def round_of(number: int, pages: int, left: int, *, duration_s: float = 1.0, wire_bytes: int | None = None) -> Round:
-    return Round(number, pages, 0, pages * PAGE_BYTES if wire_bytes is None else wire_bytes, duration_s, left)
+def round_of(
+    number: int, pages: int, left: int, *, skipped: int = 0, duration_s: float = 1.0, wire_bytes: int | None = None
+) -> Round:
+    sent_bytes = pages * PAGE_BYTES if wire_bytes is None else wire_bytes
+    return Round(number, pages, 0, sent_bytes, duration_s, left, skipped, left / max(duration_s, 1e-6))
 
 
 def limits(mode: str = "hybrid", **changes: object) -> Limits:
@@ -49,13 +54,13 @@ def test_hybrid_stops_when_a_round_gains_nothing() -> None:
     assert (verdict.stop, verdict.then) == (True, "postcopy")
     assert verdict.reason == (
         "Stopping pre-copy after round 2: 120,000 pages left, 458 ms at 1.07 GB/s, above the limit of 50 ms; dirty rate 983 MB/s; "
-        "the round sent 131,072 pages and gained nothing, the rest moves after the resume"
+        "the round began with 131,072 pages and gained nothing, the rest moves after the resume"
     )
     assert not judge(rounds, limits("precopy"), 1.5).stop
 
 
 def test_the_first_round_alone_shows_no_trend() -> None:
-    assert not judge([round_of(1, 1000, 1000, duration_s=10)], limits(), 1.0).stop
+    assert not judge([round_of(1, 1000, 990, duration_s=10)], limits(), 1.0).stop
 
 
 @pytest.mark.parametrize(("on_limit", "follows"), [("postcopy", "switching to post-copy"), ("cancel", "cancelling")])
@@ -127,4 +132,17 @@ def test_a_switch_keeps_the_downtime_limit(rounds: list[Round], mode: str) -> No
 @given(histories())
 def test_hybrid_goes_on_only_while_rounds_gain(rounds: list[Round]) -> None:
     if len(rounds) >= 2 and not judge(rounds, limits(max_rounds=100), 0.0).stop:
-        assert rounds[-1].dirty_pages_after < NO_GAIN * rounds[-1].pages
+        assert rounds[-1].dirty_pages_after < NO_GAIN * (rounds[-1].pages + rounds[-1].skipped_pages)
+
+
+def test_hybrid_stops_when_the_guest_writes_faster_than_the_link_carries() -> None:
+    """Half of what was due was written before its turn: skipping it is a gain, but another round would have none."""
+    first = round_of(1, 262_144, 262_144, skipped=262_144, duration_s=8.6)
+    verdict = judge([dataclasses.replace(first, dirty_pages_per_s=48_000.0)], limits(), 8.6)
+    assert (verdict.stop, verdict.then) == (True, "postcopy")
+    assert verdict.reason == (
+        "Stopping pre-copy after round 1: 262,144 pages left, 8.6 s at 125 MB/s, above the limit of 50 ms; dirty rate 197 MB/s; "
+        "the guest writes faster than the link carries, the rest moves after the resume"
+    )
+    assert not judge([dataclasses.replace(first, dirty_pages_per_s=20_000.0)], limits(), 8.6).stop
+    assert not judge([dataclasses.replace(first, dirty_pages_per_s=48_000.0)], limits("precopy"), 8.6).stop
