@@ -1,9 +1,9 @@
 """What of a round is still worth sending, and in which order: the streams take chunk after chunk, and the round learns as it goes.
 
 A page that is written while it waits for its turn has to be sent again whatever happens: sent now, it would be sent twice. So what
-the guest writes while a round lasts is collected now and then and taken out of it: it goes in a later round, or after the resume. On
-a link that is slower than the guest writes that is most of the working set. And where something was written, more will be: granules
-in which this round has seen a write come last.
+the guest writes while a round lasts is collected now and then and taken out of it: it goes in a later round, or after the resume.
+Where a link is slower than the guest writes, that is most of the working set. And where something was written, more will be:
+granules in which this round has seen a write come last.
 
 A round that is over before the first look costs what it did: its pages are cut into chunks, in ascending order.
 """
@@ -15,9 +15,11 @@ import time
 from collections.abc import Iterator
 
 from pagefire.protocol.pages import GRANULE_PAGES, PageSet
+from pagefire.source_host.batch_size import BatchSize
 
-#: What a stream takes at a time: 32 MiB. Less, and the streams wait for each other's turn (trace_install.CHUNK_PAGES).
-CHUNK_PAGES = 16 * GRANULE_PAGES
+#: What a stream takes at a time: 1 to 32 MiB, more only makes what is known older. A fast link takes the most: with less, streams
+#: wait for each other's turn (trace_install.CHUNK_PAGES).
+CHUNK = BatchSize(256, 16 * GRANULE_PAGES, 0.05)
 #: How long a round goes on between two looks. Each look protects anew what was written since the last: a fire (half a microsecond)
 #: for each page that is written in both times.
 LOOK_S = 0.5
@@ -28,7 +30,7 @@ class Outstanding:
 
     def __init__(self, pages: PageSet, streams: int) -> None:
         # A small round is divided evenly.
-        self._chunk_pages = max(min(-(-pages.pages // streams), CHUNK_PAGES), 1)
+        self._share_pages = max(-(-pages.pages // streams), 1)
         self._lock = threading.Lock()
         self._limit = int(pages.stops[-1]) if pages else 0
         #: What was written in this round, by whole granules, and what is left outside of and inside them.
@@ -40,8 +42,11 @@ class Outstanding:
 
     def chunks(self) -> Iterator[PageSet]:
         """Give chunk after chunk, to be sent at once, until nothing is left."""
-        while chunk := self._next():
+        size_pages = CHUNK.most_pages // 4
+        while chunk := self._next(min(size_pages, self._share_pages)):
+            began_s = time.monotonic()
             yield chunk
+            size_pages = CHUNK.next(chunk.pages, time.monotonic() - began_s)
 
     def rewritten(self, pages: PageSet) -> None:
         """Leave out what the guest has written, and put last what lies beside it."""
@@ -64,11 +69,11 @@ class Outstanding:
     def _left(self) -> PageSet:
         return self._cold.part(self._taken, self._cold.pages) | self._warm
 
-    def _next(self) -> PageSet:
+    def _next(self, most_pages: int) -> PageSet:
         with self._lock:
             if self._taken >= self._cold.pages:
                 self._cold, self._warm, self._taken = self._warm, PageSet.empty(), 0
-            chunk = self._cold.part(self._taken, self._taken + self._chunk_pages)
+            chunk = self._cold.part(self._taken, self._taken + most_pages)
             self._taken += chunk.pages
             return chunk
 

@@ -10,9 +10,9 @@ but `GRACE_S` at most. Then it goes in ascending order. To begin with what was w
 cost both hosts a run each, and the guest stalled 0.44-0.58 s instead of 0.13-0.24 (oltp; hotspot 0.7-1.4 instead of 0.2-0.4; three
 alternating pairs each, 256 MiB to move).
 
-The push takes as many pages at a time as the link moves in `BATCH_S`: a fault on a page of a batch that the destination has begun
-to read waits for the rest of that batch. On loopback the size makes no difference that could be seen: 256, 1,024 or 2,048 pages
-each time gave 580-777, 495-704 and 562-613 MB/s (three to five runs each, one after another).
+The push takes as many pages at a time as the link moves in 2 ms (`BATCH`): a fault on a page of a batch that the destination has
+begun to read waits for the rest of that batch. On loopback the size makes no difference that could be seen: 256, 1,024 or 2,048
+pages each time gave 580-777, 495-704 and 562-613 MB/s (three to five runs each, one after another).
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from pagefire.protocol.messages import Fetch, Pages, ZeroPages
 from pagefire.protocol.pages import PAGE_BYTES, PageSet
 from pagefire.protocol.transport.frame_stream import FrameStream
 from pagefire.protocol.transport.tasks import together
+from pagefire.source_host.batch_size import BatchSize
 from pagefire.source_host.page_stream import PageStream
 
-#: Pages that one push takes at a time (0.5 to 8 MiB), and how long a batch should take.
-MIN_BATCH_PAGES, MAX_BATCH_PAGES = 128, 2048
-BATCH_S = 0.002
+#: What one push takes at a time: 0.5 to 8 MiB.
+BATCH = BatchSize(128, 2048, 0.002)
 #: Up to so many pages are looked up one by one, which costs nothing that grows with the set.
 _FEW_PAGES = 64
 QUIET_S = 0.003
@@ -104,24 +104,15 @@ async def push(remaining: Remaining, streams: list[PageStream], after_batch: Cal
         await asyncio.sleep(quiet_at_s - now_s)
 
     def drive(stream: PageStream) -> None:
-        batch_pages = MIN_BATCH_PAGES
+        batch_pages = BATCH.least_pages
         while batch := remaining.take_next(batch_pages):
             began_s = time.monotonic()
             stream.send_pages(batch)
-            batch_pages = next_batch_pages(batch.pages, time.monotonic() - began_s)
+            batch_pages = BATCH.next(batch.pages, time.monotonic() - began_s)
             after_batch()
 
     first, *others = (stream.push(drive) for stream in streams)
     await together(first, *others)
-
-
-def next_batch_pages(sent_pages: int, took_s: float) -> int:
-    """Give how many pages to take next, after so many took so long: what the link moves in `BATCH_S`, at most twice as many.
-
-    Doubling only, because the first batches vanish in the socket's buffer, at no speed of the link.
-    """
-    in_time = sent_pages * BATCH_S / took_s if took_s > 0 else MAX_BATCH_PAGES
-    return int(min(max(in_time, MIN_BATCH_PAGES), max(2 * sent_pages, MIN_BATCH_PAGES), MAX_BATCH_PAGES))
 
 
 async def _at_once() -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pagefire.protocol.pages import GRANULE_PAGES, PageSet
-from pagefire.source_host.outstanding import CHUNK_PAGES, Outstanding
+from pagefire.source_host.outstanding import CHUNK, Outstanding
 
 SETS = st.sets(st.integers(0, 3 * GRANULE_PAGES), max_size=60).map(lambda chosen: PageSet.of_pages(list(chosen)))
 
@@ -34,11 +34,10 @@ def test_without_a_look_all_of_it_is_given_out_in_order(pages: PageSet, streams:
 
 def test_a_small_round_is_divided_evenly_and_a_large_one_by_chunks() -> None:
     assert [chunk.pages for chunk in taken(Outstanding(PageSet.span(0, 1001), 2))] == [501, 500]
-    assert [chunk.pages for chunk in taken(Outstanding(PageSet.span(0, 2 * CHUNK_PAGES + 1), 2))] == [
-        CHUNK_PAGES,
-        CHUNK_PAGES,
-        1,
-    ]
+    # Sent in no time, they double.
+    most = CHUNK.most_pages
+    chunks = taken(Outstanding(PageSet.span(0, 3 * most), 2))
+    assert [chunk.pages for chunk in chunks] == [most // 4, most // 2, most, most, most // 4]
 
 
 @given(SETS, SETS, SETS, st.integers(0, 3))

@@ -16,7 +16,7 @@ from pagefire.protocol.messages import Fetch, Pages, ZeroPages
 from pagefire.protocol.pages import PAGE_BYTES, PageSet
 from pagefire.protocol.transport.tasks import beside
 from pagefire.source_host import postcopy
-from pagefire.source_host.postcopy import MAX_BATCH_PAGES, MIN_BATCH_PAGES, Remaining, next_batch_pages
+from pagefire.source_host.postcopy import Remaining
 from tests.conftest import MemoryMaker
 from tests.support.memory import contents
 from tests.support.page_link import PageLink, fault_streams
@@ -57,16 +57,6 @@ def test_what_a_fetch_took_is_left_out_of_its_batch() -> None:
     remaining = Remaining(PageSet.span(0, 2 * AT_ONCE))
     remaining.fetch(PageSet.of_runs([5, AT_ONCE], [7, 2 * AT_ONCE]))
     assert drain(remaining) == [PageSet.of_runs([0, 7], [5, AT_ONCE])]
-
-
-def test_a_batch_is_what_the_link_moves_in_time() -> None:
-    assert next_batch_pages(1000, 0.002) == 1000
-    assert next_batch_pages(1000, 0.004) == 500
-    # A stream that swallows everything at once tells no speed: twice as many, not all.
-    assert next_batch_pages(400, 0.0) == 800
-    assert next_batch_pages(1, 0.0) == MIN_BATCH_PAGES
-    assert next_batch_pages(MAX_BATCH_PAGES, 1e-6) == MAX_BATCH_PAGES
-    assert next_batch_pages(MAX_BATCH_PAGES, 10.0) == MIN_BATCH_PAGES
 
 
 def test_many_threads_push_each_page_at_most_once() -> None:
