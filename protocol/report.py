@@ -111,7 +111,8 @@ class TraceInstall:
 class Round:
     """One pre-copy round: `pages` were sent, `zero_pages` of them without payload; `dirty_pages_after` are left at its end.
 
-    skipped_pages: written by the guest before their turn came, hence not sent but left. dirty_pages_per_s: how many different pages
+    skipped_pages: written by the guest before their turn came, or given up for a switch that a person asked for; not sent but left.
+    dirty_pages_per_s: how many different pages
     the guest wrote per second, in the last 0.5 s between two looks at a round that is so long, else in the whole of it.
     """
 
@@ -123,6 +124,15 @@ class Round:
     dirty_pages_after: int
     skipped_pages: int
     dirty_pages_per_s: float
+
+
+@dataclass(slots=True)
+class Retuned:
+    """An option that was changed in flight (`pagefire set`): when, since the migrate request, which one, and its new value."""
+
+    at_s: float
+    option: str
+    value: str | float | None
 
 
 @dataclass(slots=True)
@@ -319,6 +329,7 @@ class MigrationReport:
     downtime_breakdown: DowntimeBreakdown | None = None
     stop_reason: str = ""
     rounds: list[Round] = field(default_factory=list)
+    retuned: list[Retuned] = field(default_factory=list)
     stun_pages: int = 0
     bitmap: Bitmap | None = None
     swap: Swap | None = None

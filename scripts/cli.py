@@ -167,6 +167,31 @@ def cancel(name: o.GuestName = None, runtime_dir: o.RuntimeDir = None) -> None:
     _screen.print("Cancelled: the guest runs on at the source.")
 
 
+@app.command("set")
+def set_(
+    name: o.GuestName = None,
+    max_bandwidth: Annotated[
+        str | None, typer.Option("--max-bandwidth", help="125MB/s, 1Gbit/s, or off: all that the link carries.")
+    ] = None,
+    mode: Annotated[
+        str | None,
+        typer.Option(
+            "--mode", help="hybrid, precopy, or postcopy: stop the guest now, the rest moves after the resume."
+        ),
+    ] = None,
+    downtime_limit: Annotated[str | None, typer.Option("--downtime-limit", help="As `migrate` takes it.")] = None,
+    max_rounds: Annotated[int | None, typer.Option("--max-rounds", help="As `migrate` takes it.")] = None,
+    max_time: Annotated[str | None, typer.Option("--max-time", help="As `migrate` takes it.")] = None,
+    on_limit: Annotated[str | None, typer.Option("--on-limit", help="postcopy or cancel.")] = None,
+    runtime_dir: o.RuntimeDir = None,
+) -> None:
+    """Change a migration that is under way."""
+    changes = o.changes_in_flight(max_bandwidth, mode, downtime_limit, max_rounds, max_time, on_limit)
+    found = finding.resident(_directory(runtime_dir), name)
+    request(found.control_path, "set", timeout_s=30.0, name=found.name, changes=changes)
+    _screen.print("Set.")
+
+
 @app.command()
 def recover(
     name: o.GuestName = None,

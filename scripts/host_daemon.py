@@ -71,6 +71,7 @@ class HostDaemon:
                 "guests": self._guests,
                 "migrate": self._migrate,
                 "cancel": self._cancel,
+                "set": self._set,
                 "recover": self._recover,
                 "run_to": self._run_to,
                 "digest": self._digest,
@@ -238,6 +239,9 @@ class HostDaemon:
 
     async def _cancel(self, request: Json, emit: Emit) -> Json:
         return await self._resident(request).cancel()
+
+    async def _set(self, request: Json, emit: Emit) -> Json:
+        return self._resident(request).retune(request["changes"])
 
     async def _recover(self, request: Json, emit: Emit) -> Json:
         return await self._resident(request).recover(request.get("to"), take_back=bool(request.get("take_back")))

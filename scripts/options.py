@@ -27,6 +27,7 @@ from pagefire.protocol.units import (
     parse_working_set,
 )
 from pagefire.source_host.options import MigrationOptions
+from pagefire.source_host.retuning import MODES as RETUNED_MODES
 from pagefire.source_host.tracker_choice import granularity_of
 from pagefire.source_host.tracking import Granularity
 
@@ -93,6 +94,35 @@ LinkTimeout = Annotated[
     str,
     typer.Option("--link-timeout", help="A peer that has been silent for so long is lost.", rich_help_panel="Timeouts"),
 ]
+
+
+def changes_in_flight(
+    max_bandwidth: str | None,
+    mode: str | None,
+    downtime_limit: str | None,
+    max_rounds: int | None,
+    max_time: str | None,
+    on_limit: str | None,
+) -> dict[str, str | int | float | None]:
+    """Read what is to be changed of a migration, by the names of its options; raises UsageError."""
+    changes: dict[str, str | int | float | None] = {}
+    if max_bandwidth is not None:
+        changes["max_bandwidth_Bps"] = None if max_bandwidth == "off" else parse_throughput(max_bandwidth)
+    if mode is not None:
+        one_of("--mode", mode, RETUNED_MODES)
+        changes["mode"] = mode
+    if downtime_limit is not None:
+        changes["downtime_limit_s"] = parse_duration(downtime_limit)
+    if max_rounds is not None:
+        changes["max_rounds"] = max_rounds
+    if max_time is not None:
+        changes["max_time_s"] = parse_duration(max_time)
+    if on_limit is not None:
+        one_of("--on-limit", on_limit, ("postcopy", "cancel"))
+        changes["on_limit"] = on_limit
+    if not changes:
+        raise UsageError("nothing is to be set", "", "give an option, such as --max-bandwidth 125MB/s")
+    return changes
 
 
 def link_timeout(given: str) -> float:

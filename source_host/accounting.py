@@ -59,6 +59,10 @@ class Accounting:
         self._cpu_before = cpu_seconds(), cpu_seconds(guest.pid)
         self._cpu_after = self._cpu_before
 
+    def since_request_s(self) -> float:
+        """Tell how long ago the migration was asked for."""
+        return (time.monotonic_ns() - self._requested_ns) / 1e9
+
     def phase(self, name: str) -> None:
         """Note that a phase begins."""
         if name == "active":

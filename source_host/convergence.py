@@ -20,13 +20,17 @@ NO_GAIN = 0.8
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a person allows. `on_limit` says what follows max_rounds and max_time_s: postcopy or cancel."""
+    """What a person allows. `on_limit` says what follows max_rounds and max_time_s: postcopy or cancel.
+
+    `switch_now`: the person has had enough of pre-copy, the rest is to move after the resume.
+    """
 
     mode: str
     downtime_limit_s: float
     max_rounds: int
     max_time_s: float
     on_limit: str
+    switch_now: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +61,8 @@ def judge(rounds: list[Round], limits: Limits, elapsed_s: float) -> Verdict:
     dirt = f"dirty rate {format_throughput(dirtied_Bps)}"
     stopping = f"Stopping pre-copy after round {last.round}"
     hybrid = limits.mode == "hybrid"
+    if limits.switch_now:
+        return Verdict(True, "postcopy", f"{stopping}: told to by `pagefire set --mode postcopy`; {state}; {dirt}")
     if expected_s <= limits.downtime_limit_s:
         return Verdict(True, "postcopy" if hybrid else "switch", f"{stopping}: {state}, within {limit}; {dirt}")
     if hybrid and dirtied_Bps >= speed_Bps:

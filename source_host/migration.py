@@ -34,7 +34,7 @@ from pagefire.protocol.messages import (
 )
 from pagefire.protocol.ownership import Act, Event, Ownership
 from pagefire.protocol.pages import PageSet, pages_of
-from pagefire.protocol.report import Bitmap, MigrationReport, Round
+from pagefire.protocol.report import Bitmap, MigrationReport, Retuned, Round
 from pagefire.protocol.state import Side, Status
 from pagefire.protocol.transport.points import Points
 from pagefire.protocol.transport.tasks import beside, in_thread
@@ -46,6 +46,7 @@ from pagefire.source_host.hot_pages import HotPages
 from pagefire.source_host.link import Link, RoundBegun
 from pagefire.source_host.options import MigrationOptions
 from pagefire.source_host.outstanding import LOOK_S, Looks, Outstanding
+from pagefire.source_host.retuning import retuned
 from pagefire.source_host.swapped_pages import SwappedPages
 from pagefire.source_host.switchover import Stun
 from pagefire.source_host.trace_install import Rolling
@@ -93,6 +94,7 @@ class OutgoingMigration:
         #: The part after the commit point.
         self.departure: Departure | None = None
         self._looks = Looks()
+        self._outstanding: Outstanding | None = None
         self._stun = Stun()
         self._guest_died = asyncio.Event()
 
@@ -109,6 +111,20 @@ class OutgoingMigration:
     def interrupt(self) -> None:
         """The task that runs this is about to be cancelled: what a thread does for it need not be done to its end."""
         self._tracing.interrupt()
+
+    def retune(self, changes: dict[str, Any]) -> None:
+        """Change options in flight (retuning.py); raises UsageError, and PagefireError where it is too late."""
+        # The options that matter after the commit point are the departure's own.
+        holder = self.departure or self
+        holder.options = retuned(holder.options, changes, stopped=self.status not in (Status.SETUP, Status.ACTIVE))
+        at_s = self._accounting.since_request_s()
+        self.report.retuned += [Retuned(at_s, name, value) for name, value in changes.items()]
+        if "max_bandwidth_Bps" in changes:
+            link = self.departure.link if self.departure is not None else self._link
+            if link is not None:
+                link.pace(changes["max_bandwidth_Bps"])
+        if self.options.switch_now and self._outstanding is not None:
+            self._outstanding.stop()
 
     def guest_died(self) -> None:
         """The guest process ended: whatever the script waits for ends with an error."""
@@ -177,6 +193,8 @@ class OutgoingMigration:
             if self._tracing.rolling is not None and not self.report.rounds:
                 done = await self._rolling_round(self._tracing.rolling, pages)
             else:
+                if self.options.mode == "precopy" and (left_out := self._swapped.give_back()):
+                    self._unsent = Collected(left_out, PageSet.empty()) | self._unsent
                 done = await self._shared_round(await in_thread(self._swapped.leave, self._unsent))
             await in_thread(self._look)
             done.dirty_pages_after = self._unsent.written.pages
@@ -194,6 +212,7 @@ class OutgoingMigration:
             await self._points.reached("round")
             if verdict.stop:
                 break
+        self.status = Status.PRE_SWITCHOVER
         self.report.stop_reason = verdict.reason
         if verdict.then == "cancel":
             raise Cancelled("the migration did not converge", verdict.reason, "allow more time, or use --mode hybrid")
@@ -202,7 +221,9 @@ class OutgoingMigration:
 
     async def _shared_round(self, to_send: Collected) -> Round:
         """Send a round whose streams share the pages, and look meanwhile which of them need not be sent any more."""
-        outstanding = Outstanding(to_send.written, len(self._link.streams))
+        outstanding = self._outstanding = Outstanding(to_send.written, len(self._link.streams))
+        if self.options.switch_now:
+            outstanding.stop()
         self._unsent = NOTHING
         self._looks = Looks()
         begun = self._link.begin_shared_round(outstanding, to_send.holes)
@@ -210,10 +231,11 @@ class OutgoingMigration:
         done = await beside(
             self._link.end_round(begun),
             self._watch(),
-            self._follow_round(begun, lambda: to_send.written.pages - outstanding.skipped_pages),
+            self._follow_round(begun, lambda: outstanding.to_send_pages),
             self._look_now_and_then(outstanding),
         )
-        done.skipped_pages = outstanding.skipped_pages
+        self._unsent = Collected(outstanding.given_back, PageSet.empty()) | self._unsent
+        done.skipped_pages = outstanding.skipped_pages + outstanding.given_back.pages
         return done
 
     async def _look_now_and_then(self, outstanding: Outstanding) -> None:

@@ -14,6 +14,7 @@ from pagefire.source_host.tracking import Granularity
 class MigrationOptions:
     """The options of `pagefire migrate`, by their names there; times in seconds. `install_step_pages` is None for all at once.
 
+    `switch_now` ends pre-copy after the round that is under way, or at once where that is possible; set in flight (retuning.py).
     `max_bandwidth_Bps` bounds what all page connections together send, headers included.
 
     `backing` is the destination's (None: as here). `keys` is the folder of this host's (None: the default one).
@@ -24,6 +25,7 @@ class MigrationOptions:
 
     to: str
     mode: str = "hybrid"
+    switch_now: bool = False
     downtime_limit_s: float = 0.05
     max_rounds: int = 30
     max_time_s: float = 300.0
@@ -65,4 +67,4 @@ class MigrationOptions:
     @property
     def limits(self) -> Limits:
         on_limit = self.on_limit or ("cancel" if self.mode == "precopy" else "postcopy")
-        return Limits(self.mode, self.downtime_limit_s, self.max_rounds, self.max_time_s, on_limit)
+        return Limits(self.mode, self.downtime_limit_s, self.max_rounds, self.max_time_s, on_limit, self.switch_now)

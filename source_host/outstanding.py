@@ -32,6 +32,7 @@ class Outstanding:
         # A small round is divided evenly.
         self._share_pages = max(-(-pages.pages // streams), 1)
         self._lock = threading.Lock()
+        self._pages = pages.pages
         self._limit = int(pages.stops[-1]) if pages else 0
         #: What was written in this round, by whole granules, and what is left outside of and inside them.
         self._warm_granules = PageSet.empty()
@@ -39,10 +40,17 @@ class Outstanding:
         self._taken = 0
         #: Pages that were written while they waited, and were not sent.
         self.skipped_pages = 0
+        #: What nobody had begun to send when the round was stopped.
+        self.given_back = PageSet.empty()
+
+    @property
+    def to_send_pages(self) -> int:
+        """Pages that were or will be sent, as it stands now."""
+        return self._pages - self.skipped_pages - self.given_back.pages
 
     def chunks(self) -> Iterator[PageSet]:
         """Give chunk after chunk, to be sent at once, until nothing is left."""
-        size_pages = CHUNK.most_pages // 4
+        size_pages = CHUNK.least_pages
         while chunk := self._next(min(size_pages, self._share_pages)):
             began_s = time.monotonic()
             yield chunk
@@ -58,13 +66,12 @@ class Outstanding:
             self._warm = still & self._warm_granules
             self._cold, self._taken = still - self._warm_granules, 0
 
-    def stop(self) -> PageSet:
-        """Give out nothing more; gives what nobody has begun to send."""
+    def stop(self) -> None:
+        """Give out nothing more: what nobody has begun to send is given back. More than once does nothing."""
         with self._lock:
-            left = self._left()
+            self.given_back |= self._left()
             self._cold = self._warm = PageSet.empty()
             self._taken = 0
-            return left
 
     def _left(self) -> PageSet:
         return self._cold.part(self._taken, self._cold.pages) | self._warm

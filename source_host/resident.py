@@ -164,6 +164,16 @@ class ResidentGuest:
         await asyncio.wait({task})
         return {"status": migration.status.value}
 
+    def retune(self, changes: Json) -> Json:
+        """Change options of the migration that is under way; gives the options that hold now."""
+        migration, task = self._migration, self._task
+        if migration is None or task is None or task.done():
+            raise PagefireError(f"guest {self.name} is not migrating")
+        if not isinstance(migration, OutgoingMigration):
+            raise PagefireError(f"the migration of guest {self.name} was begun by another daemon", "that one has died")
+        migration.retune(changes)
+        return dataclasses.asdict((migration.departure or migration).options)
+
     async def recover(self, to: str | None, *, take_back: bool) -> Json:
         """Reach the destination of a post-copy that is paused, now, at `to` if it is given; gives the report when all has moved.
 

@@ -40,6 +40,12 @@ class SwappedPages:
         self.pages = (self.pages - sent - collected.holes) | (collected.written - sent)
         return Collected(sent, collected.holes)
 
+    def give_back(self) -> PageSet:
+        """Leave nothing out any more; gives what has been left out so far."""
+        self._enabled = False
+        given_back, self.pages = self.pages, PageSet.empty()
+        return given_back
+
 
 def has_swap() -> bool:
     """Ask whether this host has any swap space on."""

@@ -26,6 +26,8 @@ from pagefire.protocol.frames import Buffer, Check
 _PIPE_BYTES = 1 << 20
 #: Linux's asm-generic/socket.h; Python's socket module does not name it. Since 4.20 it takes 64 bits, all of them set for no limit.
 _SO_MAX_PACING_RATE, _UNPACED = 47, (1 << 64) - 1
+#: What a paced socket holds unsent: so long at its rate, but some segments at least.
+_QUEUE_S, _LEAST_QUEUE_BYTES, _UNLIMITED = 0.02, 128 << 10, (1 << 32) - 1
 #: recvmsg takes at most 1,024 buffers.
 _RECEIVE_BUFFERS = 512
 
@@ -135,10 +137,16 @@ class Wire:
         """Let the kernel send so fast at most, headers included; None: as fast as it can. Any thread, at any time.
 
         TCP's own pacing (SO_MAX_PACING_RATE, socket(7)) spreads segments in time; no thread sleeps, and what was queued before is
-        held to the new limit as well.
+        held to the new limit as well. So little waits in the socket then (TCP_NOTSENT_LOWAT, tcp(7)) that whoever sends knows the
+        link's speed, and a change of mind is not stuck behind megabytes.
         """
-        limit = _UNPACED if bytes_per_s is None else max(int(bytes_per_s), 1)
+        limit, unsent_bytes = _UNPACED, _UNLIMITED
+        if bytes_per_s is not None:
+            limit, unsent_bytes = max(int(bytes_per_s), 1), int(max(bytes_per_s * _QUEUE_S, _LEAST_QUEUE_BYTES))
         self.sock.setsockopt(socket.SOL_SOCKET, _SO_MAX_PACING_RATE, limit.to_bytes(8, sys.byteorder))
+        self.sock.setsockopt(
+            socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, min(unsent_bytes, _UNLIMITED).to_bytes(4, sys.byteorder)
+        )
 
     def shut_down(self) -> None:
         """End the connection at once, in any thread: who is blocked on it, and who uses it next, gets LinkLost."""
