@@ -27,7 +27,7 @@ from pagefire.protocol.errors import GuestError, UsageError
 from pagefire.protocol.ownership import Owner
 
 MAGIC = b"PAGEFIRE"
-VERSION = 2
+VERSION = 3
 MAX_VCPUS = 256
 
 # Header: one page; what is polled, what is written on a pause and what is read now and then lie in different cache lines.
@@ -44,7 +44,7 @@ AT_SESSION = 144  # 16 bytes
 SESSION_BYTES = 16
 AT_STOP_AT = 192  # u64 transactions per vCPU; 0: never
 AT_INTERVAL = 200  # u64 ns between two transactions of a vCPU; 0: unpaced
-AT_THROTTLE = 208  # u64 ns that a vCPU sleeps after each 10 ms bucket; reserved for auto-converge
+AT_THROTTLED_UNTIL = 208  # u64 ns, until when vCPUs obey their throttles; 0: none does
 AT_EPOCH = 216  # u64, how often the guest was resumed here
 AT_RESUMED = 224  # u64 ns
 AT_ANY_COMMIT = (
@@ -69,6 +69,8 @@ AT_COMMITS = 136  # u64
 AT_LAST_COMMIT = 144  # u64 ns
 AT_FIRST_COMMIT = 152  # u64 ns
 AT_NEWEST_BUCKET = 160  # u64, number of the newest bucket; the ring holds it and the RING_BUCKETS - 1 before it
+AT_SLEPT = 168  # u64 ns that it has slept for its throttle on this host
+AT_THROTTLE = 192  # u64 ns that it is to sleep of every THROTTLE_PERIOD_NS, less than that; 0: none
 AT_RING = 4096  # RING_BUCKETS x SLOT_BYTES; what a bucket says of gaps (u32, saturating) is of those that ended in it
 AT_SLOT_COMMITS = 0  # u32
 AT_SLOT_GAP = 4  # u32 ns, the longest between two commits of this vCPU
@@ -77,6 +79,8 @@ SLOT_BYTES = 16
 RING_BUCKETS = 32_768
 BUCKET_NS = 10_000_000
 BLOCK_BYTES = AT_RING + RING_BUCKETS * SLOT_BYTES
+#: No vCPU sleeps longer than this at once for its throttle.
+THROTTLE_PERIOD_NS = 4_000_000
 #: How much a guest gap may be told too long, and how short a one is not told at all: a word that every commit wrote would cost
 #: the vCPUs more than their transactions.
 ANY_COMMIT_NS = 100_000
@@ -126,6 +130,8 @@ class ControlBlock:
         self._last_commits = self._column(AT_LAST_COMMIT, "<u8")
         self._first_commits = self._column(AT_FIRST_COMMIT, "<u8")
         self._newest_buckets = self._column(AT_NEWEST_BUCKET, "<u8")
+        self._slept = self._column(AT_SLEPT, "<u8")
+        self._throttles = self._column(AT_THROTTLE, "<u8")
         self._ring = self._column(AT_RING, "<u4", RING_BUCKETS * SLOT_BYTES // 4)
 
     def _column(self, offset: int, kind: str, width: int = 1) -> npt.NDArray[Any]:
@@ -239,13 +245,25 @@ class ControlBlock:
         self._u64[AT_INTERVAL // 8] = interval_ns
         self.ring_doorbell()
 
-    @property
-    def throttle_ns(self) -> int:
-        return int(self._u64[AT_THROTTLE // 8])
+    def throttle(self, asleep_ns: UInt64s, until_ns: int) -> None:
+        """Have each vCPU sleep so many ns of every THROTTLE_PERIOD_NS until an instant of the guest's clock.
 
-    @throttle_ns.setter
-    def throttle_ns(self, throttle_ns: int) -> None:
-        self._u64[AT_THROTTLE // 8] = throttle_ns
+        `asleep_ns` is u64 [vcpus], 0 for none; ValueError where a vCPU would never run. What is not renewed in time ends by itself:
+        a host that has died, hangs or is stopped leaves no guest slow, and needs nobody who notices that.
+        """
+        if asleep_ns.shape != (self.vcpus,) or int(asleep_ns.max()) >= THROTTLE_PERIOD_NS:
+            raise ValueError(f"a throttle is below {THROTTLE_PERIOD_NS} ns for each of {self.vcpus} vCPUs")
+        self._throttles[:] = asleep_ns
+        self._u64[AT_THROTTLED_UNTIL // 8] = until_ns
+
+    def lift_throttle(self) -> None:
+        """Let every vCPU run at full speed: one that sleeps for its throttle when that is over, or at a `resume`."""
+        self._u64[AT_THROTTLED_UNTIL // 8] = 0
+
+    @property
+    def throttled_until_ns(self) -> int:
+        """Until when the vCPUs obey their throttles, by the guest's clock; 0: none does."""
+        return int(self._u64[AT_THROTTLED_UNTIL // 8])
 
     @property
     def epoch(self) -> int:
@@ -352,6 +370,10 @@ class ControlBlock:
     def first_commits_ns(self) -> UInt64s:
         """When each vCPU completed its first transaction since the last `resume`; 0: not yet."""
         return self._first_commits.copy()
+
+    def slept_ns(self) -> UInt64s:
+        """How long each vCPU has slept here because it was throttled, in ns; not while it was paced or parked."""
+        return self._slept.copy()
 
     def buckets(self, since_ns: int, until_ns: int) -> UInt64s:
         """Count commits per 10 ms, summed over vCPUs, for every bucket that [since_ns, until_ns) touches.

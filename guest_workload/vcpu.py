@@ -6,6 +6,12 @@ One turn: look at the run state; park if it says so; wait if paced and early; ru
 Pacing: a vCPU keeps a due time that advances by its interval. When early it sleeps until due, but never less than 0.5 ms, and
 then does all that has become due: above 2,000/s transactions come in batches. What is more than 10 ms late is dropped, not made up
 for: a guest that was stunned does not run faster than its rate afterwards. A pause interrupts the sleep.
+
+Throttle: a vCPU that is told to sleep so much of every 4 ms comes to owe sleep as time passes in which it does not, and sleeps it
+off between two transactions, 4 ms at once at most and never twice without a transaction between. What it owes beyond that is
+forgotten: a vCPU that waited for a CPU, or for its turn, is not punished for it. Time slept for the throttle moves the due time on,
+so that a paced vCPU does not make up for it; else a throttle would slow it by nothing until it took all of its idle time. The word
+is a sibling of the rate in its cache line, so that a guest that is not throttled pays one load that always hits.
 """
 
 from __future__ import annotations
@@ -44,6 +50,10 @@ _COMMITS = np.uint64(block_layout.AT_COMMITS)
 _LAST_COMMIT = np.uint64(block_layout.AT_LAST_COMMIT)
 _FIRST_COMMIT = np.uint64(block_layout.AT_FIRST_COMMIT)
 _NEWEST_BUCKET = np.uint64(block_layout.AT_NEWEST_BUCKET)
+_THROTTLED_UNTIL = np.uint64(block_layout.AT_THROTTLED_UNTIL)
+_THROTTLE = np.uint64(block_layout.AT_THROTTLE)
+_SLEPT = np.uint64(block_layout.AT_SLEPT)
+_PERIOD_NS = np.uint64(block_layout.THROTTLE_PERIOD_NS)
 _ANY_COMMIT = np.uint64(block_layout.AT_ANY_COMMIT)
 _ANY_COMMIT_NS = np.uint64(block_layout.ANY_COMMIT_NS)
 _RING = np.uint64(block_layout.AT_RING)
@@ -121,6 +131,18 @@ def _note_gap(word, gap_ns):  # type: ignore[no-untyped-def]
         store_u32(word, gap)
 
 
+@njit(types.uint64(types.uint64, types.uint64, types.uint32, types.uint64), nogil=True, cache=True)
+def _sleep(header, transactions, mine, time_ns):  # type: ignore[no-untyped-def]
+    """Sleep so long, or until the doorbell rings; not at all where there is something to do. Gives the time slept."""
+    bell: Any = load_u32(header + _DOORBELL)
+    # Looked at behind the bell: what is asked for from here on rings it.
+    if _must_park(header, transactions) or is_claimed(header, mine):
+        return _0
+    began_ns = clock_ns()
+    futex_wait(header + _DOORBELL, bell, time_ns)
+    return clock_ns() - began_ns
+
+
 @njit(
     types.void(
         types.FunctionType(STEP_SIGNATURE), types.uint64, types.uint64, *STEP_SIGNATURE.args
@@ -136,6 +158,7 @@ def run_vcpu(step, header, block, memory, registers, parameters):  # type: ignor
     newest = load_u64(block + _NEWEST_BUCKET)
     mine = np.uint32((block - header - _HEADER_BYTES) // _BLOCK_BYTES + _1)
     due_ns = _0
+    owed_ns, awake_since_ns, has_run = _0, _0, False
     first_is_due = True
     must_park = True
     while True:
@@ -146,20 +169,37 @@ def run_vcpu(step, header, block, memory, registers, parameters):  # type: ignor
                 return
             must_park = False
             due_ns = _0
+            owed_ns, awake_since_ns, has_run = _0, clock_ns(), False
             first_is_due = True
+        until_ns = load_u64(header + _THROTTLED_UNTIL)
+        if until_ns != _0:
+            asleep_ns = load_u64(block + _THROTTLE)
+            # The clock of its last commit is good enough, and read already: a throttled vCPU is slowed by its sleep alone.
+            if asleep_ns != _0 and has_run and last_ns < until_ns:
+                if last_ns > awake_since_ns:
+                    awake_ns = min(last_ns - awake_since_ns, _PERIOD_NS)
+                    owed_ns = min(owed_ns + awake_ns * asleep_ns // (_PERIOD_NS - asleep_ns), _PERIOD_NS)
+                    awake_since_ns = last_ns
+                if owed_ns >= asleep_ns:
+                    slept_ns = _sleep(header, registers[0], mine, owed_ns)
+                    store_u64(block + _SLEPT, load_u64(block + _SLEPT) + slept_ns)
+                    has_run = slept_ns < owed_ns  # it was woken early: the rest is still owed
+                    owed_ns -= min(slept_ns, owed_ns)
+                    due_ns += slept_ns
+                    awake_since_ns += slept_ns
+                    continue
         interval_ns = load_u64(header + _INTERVAL)
         if interval_ns != _0:
             now_ns = clock_ns()
             if due_ns + _BACKLOG_NS < now_ns or due_ns > now_ns + interval_ns:
                 due_ns = now_ns
             if now_ns < due_ns:
-                bell = load_u32(header + _DOORBELL)
-                if not (_must_park(header, registers[0]) or is_claimed(header, mine)):
-                    futex_wait(header + _DOORBELL, bell, max(due_ns - now_ns, _LEAST_SLEEP_NS))
+                _sleep(header, registers[0], mine, max(due_ns - now_ns, _LEAST_SLEEP_NS))
                 continue
             due_ns += interval_ns
         step(memory, registers, parameters)
         registers[0] += _1
+        has_run = True
         now_ns = clock_ns()
         bucket = now_ns // _BUCKET_NS
         if bucket != newest:

@@ -22,7 +22,7 @@ def test_fields_lie_where_they_are_documented() -> None:
     control.session = bytes(range(16))
     control.stop_at = 77
     control.interval_ns = 1234
-    control.throttle_ns = 5
+    control.throttle(np.array([0, 6, 7], np.uint64), 5)
     control.registers[2, 15] = 99
     raw = os.pread(control.fd, 1 << 23, 0)
     assert len(raw) == 4096 + 3 * (4096 + 32_768 * 16)
@@ -34,13 +34,14 @@ def test_fields_lie_where_they_are_documented() -> None:
         return int.from_bytes(raw[at : at + 8], "little")
 
     assert raw[:8] == b"PAGEFIRE"
-    assert (u32(8), u32(12)) == (2, 3)
+    assert (u32(8), u32(12)) == (3, 3)
     assert (u32(64), u32(68)) == (RunState.PAUSE, 0)
     assert u32(72) == 2  # two changes rang the doorbell
     assert u32(128) == 2
     assert raw[144:160] == bytes(range(16))
     assert (u64(192), u64(200), u64(208)) == (77, 1234, 5)
     assert u64(4096 + 2 * layout.BLOCK_BYTES + 15 * 8) == 99
+    assert [u64(4096 + vcpu * layout.BLOCK_BYTES + 192) for vcpu in range(3)] == [0, 6, 7]
     control.close()
 
 
@@ -83,6 +84,19 @@ def test_registers_travel() -> None:
     there.close()
 
 
+def test_a_throttle_under_which_a_vcpu_never_runs_is_refused() -> None:
+    control = ControlBlock.create(2)
+    for impossible in ([0, layout.THROTTLE_PERIOD_NS], [0], [0, 0, 0]):
+        with pytest.raises(ValueError, match="2 vCPUs"):
+            control.throttle(np.array(impossible, np.uint64), 1 << 60)
+    assert control.throttled_until_ns == 0
+    control.throttle(np.array([0, layout.THROTTLE_PERIOD_NS - 1], np.uint64), 1 << 60)
+    assert control.throttled_until_ns == 1 << 60
+    control.lift_throttle()
+    assert control.throttled_until_ns == 0
+    control.close()
+
+
 @pytest.mark.parametrize("vcpus", [0, 257])
 def test_an_impossible_number_of_vcpus_is_refused(vcpus: int) -> None:
     with pytest.raises(UsageError):
@@ -91,7 +105,7 @@ def test_an_impossible_number_of_vcpus_is_refused(vcpus: int) -> None:
 
 @pytest.mark.parametrize(
     ("at", "patch", "why"),
-    [(0, b"X", "magic"), (8, b"\x09", "version 9"), (12, b"\x07", "7 vCPUs")],
+    [(0, b"X", "magic"), (8, b"\x09", "version 9"), (8, b"\x02", "version 2"), (12, b"\x07", "7 vCPUs")],
 )
 def test_what_is_no_control_block_is_refused(at: int, patch: bytes, why: str) -> None:
     control = ControlBlock.create(2)
