@@ -77,6 +77,11 @@ class PageFireTracker:
             dirty |= self.adopt(granules)
         return self._known.classified(dirty)
 
+    def written_so_far(self) -> PageSet:
+        with self._lock:
+            fired = list(self._fired)
+        return self._pages_of(fired)
+
     def collect_last(self) -> Collected:
         with self._lock:
             dirty = self._take_fired()
@@ -95,6 +100,9 @@ class PageFireTracker:
 
     def _take_fired(self) -> PageSet:
         fired, self._fired = self._fired, []
+        return self._pages_of(fired)
+
+    def _pages_of(self, fired: list[int]) -> PageSet:
         return PageSet.of_pages(np.array(fired, np.int64)).rounded(self._unit_pages, pages_of(self._memory_bytes))
 
     def _answer_fires(self) -> None:

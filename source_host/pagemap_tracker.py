@@ -97,6 +97,9 @@ class PagemapTracker:
             dirty |= self.adopt(granules)
         return self._known.classified(dirty)
 
+    def written_so_far(self) -> PageSet:
+        return self._written(self._known.granules, pagemap.Flag.CHECK_WPASYNC)
+
     def collect_last(self) -> Collected:
         written = self._written(self._known.granules, pagemap.Flag.CHECK_WPASYNC)
         return self._known.classified(written | self._known.appeared())

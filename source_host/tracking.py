@@ -75,6 +75,12 @@ class DirtyTracker(Protocol):
     def collect_and_clear(self) -> Collected:
         """Give the pages written since the last call (or since they were protected) and protect them again."""
 
+    def written_so_far(self) -> PageSet:
+        """Give the pages written since the last collection, and change nothing: the next one gives them too.
+
+        For counting: what has appeared where nothing was known to be is missing.
+        """
+
     def collect_last(self) -> Collected:
         """Give the same while the guest stands still for good: nothing is protected again, which is most of the cost."""
 

@@ -161,6 +161,23 @@ def test_a_granule_written_and_then_zapped_at_once_is_collected(
     assert tracker.collect_last().written == PageSet.span(granule.start, granule.stop)
 
 
+def test_what_is_written_can_be_counted_before_it_is_collected(
+    make_memory: MemoryMaker, make_tracker: TrackerMaker, user: MemoryUser
+) -> None:
+    tracker = make_tracker(make_memory(PAGES))
+    user.store(range(3 * GRANULE_PAGES), 1)
+    install_at_once(tracker)
+    assert not tracker.written_so_far()
+    user.store([3, 700], 2)
+    assert tracker.written_so_far() == pages(3, 700)
+    user.store([3, 900], 3)
+    assert tracker.written_so_far() == tracker.written_so_far() == pages(3, 700, 900)
+    assert tracker.collect_and_clear().written == pages(3, 700, 900)
+    assert not tracker.written_so_far()
+    user.store([900], 4)
+    assert tracker.written_so_far() == tracker.collect_and_clear().written == pages(900)
+
+
 def test_the_last_collection_gives_the_same_and_protects_nothing(
     make_memory: MemoryMaker, make_tracker: TrackerMaker, user: MemoryUser
 ) -> None:
