@@ -344,6 +344,14 @@ class MoveOptions:
             rich_help_panel="Migration",
         ),
     ] = None
+    auto_converge: Annotated[
+        bool,
+        typer.Option(
+            "--auto-converge",
+            help="precopy: slow the vCPUs that write most, as much as needed. hybrid needs none of it.",
+            rich_help_panel="Migration",
+        ),
+    ] = False
     streams: Annotated[
         int, typer.Option("--streams", help="Page connections, 1 to 16.", rich_help_panel="Migration")
     ] = 1
@@ -431,6 +439,7 @@ class MoveOptions:
             max_rounds=self.max_rounds,
             max_time_s=parse_duration(self.max_time),
             on_limit=self.on_limit,
+            auto_converge=self.auto_converge,
             streams=self.streams,
             max_bandwidth_Bps=parse_throughput(self.max_bandwidth) if self.max_bandwidth is not None else None,
             tracker=tracing.tracker,

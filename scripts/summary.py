@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pagefire.protocol.units import format_count, format_duration, format_size, format_throughput
+from pagefire.scripts.throttle_words import throttle_words
 
 NOT_MEASURED = "not measured"
 _NAMELESS = "the guest"
@@ -246,16 +247,17 @@ def _precopy(report: Report) -> Iterable[RenderableType]:
     if rounds:
         yield _indented(_rounds(rounds))
         yield Text()
-    yield _pairs(
-        [
-            ("rounds", format_count(len(rounds)) if rounds else "none"),
-            ("stopped because", str(report.get("stop_reason") or NOT_MEASURED)),
-            (
-                "last round",
-                _words(report, "dirty_pages_per_s", write=lambda n: f"{format_count(n)} pages/s written meanwhile"),
-            ),
-        ]
-    )
+    rows = [
+        ("rounds", format_count(len(rounds)) if rounds else "none"),
+        ("stopped because", str(report.get("stop_reason") or NOT_MEASURED)),
+        (
+            "last round",
+            _words(report, "dirty_pages_per_s", write=lambda n: f"{format_count(n)} pages/s written meanwhile"),
+        ),
+    ]
+    if throttle := report.get("throttle"):
+        rows.append(("auto-converge", throttle_words(throttle)))
+    yield _pairs(rows)
 
 
 def _rounds(rounds: Sequence[Report]) -> Table:

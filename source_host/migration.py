@@ -40,6 +40,7 @@ from pagefire.protocol.transport.points import Points
 from pagefire.protocol.transport.tasks import beside, in_thread
 from pagefire.source_host import convergence, hot_pages
 from pagefire.source_host.accounting import Accounting, postcopy_of
+from pagefire.source_host.auto_converge import AutoConverge
 from pagefire.source_host.departure import Departure, OursAgain, forget_record, leave_record
 from pagefire.source_host.guest_tracing import GuestTracing
 from pagefire.source_host.hot_pages import HotPages
@@ -82,6 +83,7 @@ class OutgoingMigration:
         self._guest = guest
         self._points = points
         self._emit = emit
+        self.throttling = AutoConverge(guest, options, self.report)
         self._accounting = Accounting(guest)
         self._link = Link(options, guest.config, guest.memory)
         self._tracing = GuestTracing(guest)
@@ -119,6 +121,8 @@ class OutgoingMigration:
         holder.options = retuned(holder.options, changes, stopped=self.status not in (Status.SETUP, Status.ACTIVE))
         at_s = self._accounting.since_request_s()
         self.report.retuned += [Retuned(at_s, name, value) for name, value in changes.items()]
+        if self.options.mode != "precopy":
+            self.throttling.lift()
         if "max_bandwidth_Bps" in changes:
             link = self.departure.link if self.departure is not None else self._link
             if link is not None:
@@ -200,7 +204,9 @@ class OutgoingMigration:
             done.dirty_pages_after = self._unsent.written.pages
             done.dirty_pages_per_s = self._looks.dirty_pages_per_s
             self.report.rounds.append(done)
+            self.throttling.round_ended(self._unsent.written)
             verdict = convergence.judge(self.report.rounds, self.options.limits, time.monotonic() - began)
+            verdict = replace(verdict, reason=verdict.reason + self.throttling.words())
             self._emit({"event": "round", **asdict(done), "verdict": verdict.reason})
             log.info(
                 "guest=%s round=%d pages=%d left=%d",
@@ -215,8 +221,12 @@ class OutgoingMigration:
         self.status = Status.PRE_SWITCHOVER
         self.report.stop_reason = verdict.reason
         if verdict.then == "cancel":
-            raise Cancelled("the migration did not converge", verdict.reason, "allow more time, or use --mode hybrid")
+            slow = "" if self.options.auto_converge else "slow the guest with --auto-converge, "
+            raise Cancelled(
+                "the migration did not converge", verdict.reason, f"allow more time, {slow}or use --mode hybrid"
+            )
         if verdict.then == "postcopy" and self.options.mode == "precopy":
+            self.throttling.lift()
             self.options = replace(self.options, mode="hybrid")
 
     async def _shared_round(self, to_send: Collected) -> Round:
@@ -232,13 +242,16 @@ class OutgoingMigration:
             self._link.end_round(begun),
             self._watch(),
             self._follow_round(begun, lambda: outstanding.to_send_pages),
-            self._look_now_and_then(outstanding),
+            self._slow_or_look(begun, outstanding),
         )
         self._unsent = Collected(outstanding.given_back, PageSet.empty()) | self._unsent
         done.skipped_pages = outstanding.skipped_pages + outstanding.given_back.pages
         return done
 
-    async def _look_now_and_then(self, outstanding: Outstanding) -> None:
+    async def _slow_or_look(self, begun: RoundBegun, outstanding: Outstanding) -> None:
+        """Watch a round for whom it is watched: a guest that is to be slowed is judged by all that it writes while a round is sent."""
+        if self.throttling.enabled:
+            await self.throttling.follow(begun, outstanding.to_send_pages, self._link, self._tracing)
         while True:
             await asyncio.sleep(LOOK_S)
             await in_thread(lambda: outstanding.rewritten(self._look()))
@@ -261,7 +274,10 @@ class OutgoingMigration:
         self._unsent, self._looks = NOTHING, Looks()
         begun = self._link.begin_shared_round(rolling, PageSet.empty())
         done = await beside(
-            self._link.end_round(begun), self._watch(), self._follow_round(begun, lambda: expected.pages)
+            self._link.end_round(begun),
+            self._watch(),
+            self._follow_round(begun, lambda: expected.pages),
+            self.throttling.follow(begun, expected.pages, self._link, self._tracing),
         )
         self._sent |= rolling.sent
         return done
@@ -450,6 +466,7 @@ class OutgoingMigration:
         following = asyncio.create_task(self._follow(departure))
         try:
             self._stun.resumed = await departure.hand_over(self._link)
+            self.throttling.lift()
             self._note("postcopy-active")
             self._accounting.resumed()
             self._emit({"event": "resumed", "remaining_pages": departure.pages_left})
@@ -510,6 +527,7 @@ class OutgoingMigration:
         # First of all the guest goes on; what is left of the attempt is cleared away behind it.
         if not self._guest_died.is_set():
             self._ownership.on(Event.CANCEL if cancelled else Event.FAILED)
+            self.throttling.lift()
             self._guest.control.resume()
         await self._link.abort(error, self.status.value)
         await in_thread(lambda: self._tracing.end(guest_lives=not self._guest_died.is_set()))

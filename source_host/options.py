@@ -30,6 +30,7 @@ class MigrationOptions:
     max_rounds: int = 30
     max_time_s: float = 300.0
     on_limit: str | None = None
+    auto_converge: bool = False
     streams: int = 1
     max_bandwidth_Bps: float | None = None
     backing: str | None = None

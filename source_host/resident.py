@@ -112,12 +112,15 @@ class ResidentGuest:
             "error": status["error"] or (departure.error if departure is not None else None) or migration.report.error,
         }
         if isinstance(migration, OutgoingMigration):
-            progress = migration.progress
+            progress, asked = migration.progress, migration.throttling.asked
             status |= {
                 "mode": migration.options.mode,
                 "round": progress.round,
                 "remaining_pages": progress.remaining_pages,
                 "elapsed_s": time.monotonic() - progress.started_s,
+                # The share of its time that a vCPU is to sleep now, for --auto-converge.
+                "throttle_mean": round(float(asked.mean()), 4) if asked.any() else None,
+                "throttle_max": round(float(asked.max()), 4) if asked.any() else None,
                 "rounds": [dataclasses.asdict(round_) for round_ in migration.report.rounds],
             }
         return status

@@ -15,8 +15,8 @@ from pagefire.protocol import report as r
 from pagefire.protocol.report import MigrationReport
 
 CLASSES = [c for c in vars(r).values() if isinstance(c, type) and dataclasses.is_dataclass(c)]
-#: Fields that are fractions without being a time, a rate or percentiles of one.
-UNITLESS = {"load", "p50", "p99", "max", "baseline_max"}
+#: Fields that are fractions without being a time, a rate or percentiles of one: shares, and the load.
+UNITLESS = {"load", "p50", "p99", "max", "mean", "baseline_max"}
 
 
 def full(annotation: Any) -> Any:

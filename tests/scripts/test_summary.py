@@ -52,6 +52,12 @@ def test_every_section_is_there_and_no_line_is_too_long(width: int) -> None:
     assert max(len(line) for line in words.splitlines()) <= min(width, 100)
 
 
+def test_a_slowed_guest_is_told_of() -> None:
+    slept = "auto-converge the vCPUs slept 800 ms each, 1.2 s at most: in round 2 30% of the time, one of them 45%"
+    assert slept in flowing(completed_report().as_dict())
+    assert "auto-converge" not in flowing(completed_report().as_dict() | {"throttle": None})
+
+
 def test_the_breakdown_adds_up() -> None:
     report = completed_report().as_dict()
     lines = printed(report).splitlines()
