@@ -372,7 +372,7 @@ class ControlBlock:
         return self._first_commits.copy()
 
     def slept_ns(self) -> UInt64s:
-        """How long each vCPU has slept here because it was throttled, in ns; not while it was paced or parked."""
+        """How long each vCPU has slept here because it was throttled, in ns: of the waits of a paced one what that added."""
         return self._slept.copy()
 
     def buckets(self, since_ns: int, until_ns: int) -> UInt64s:

@@ -7,11 +7,12 @@ Pacing: a vCPU keeps a due time that advances by its interval. When early it sle
 then does all that has become due: above 2,000/s transactions come in batches. What is more than 10 ms late is dropped, not made up
 for: a guest that was stunned does not run faster than its rate afterwards. A pause interrupts the sleep.
 
-Throttle: a vCPU that is told to sleep so much of every 4 ms comes to owe sleep as time passes in which it does not, and sleeps it
-off between two transactions, 4 ms at once at most and never twice without a transaction between. What it owes beyond that is
-forgotten: a vCPU that waited for a CPU, or for its turn, is not punished for it. Time slept for the throttle moves the due time on,
-so that a paced vCPU does not make up for it; else a throttle would slow it by nothing until it took all of its idle time. The word
-is a sibling of the rate in its cache line, so that a guest that is not throttled pays one load that always hits.
+Throttle: a vCPU is told how much of every 4 ms it is to sleep. One that is not paced comes to owe that as time passes in which it
+does not sleep, and sleeps it off between two transactions, never twice without one between; what it owes beyond a period is
+forgotten, so that it does not pay for the time in which it waited for a CPU. A paced one gets a longer interval in proportion: else
+it would make up for its sleep, and be slowed by nothing until that takes all of its idle time. No sleep lasts longer than a period
+at once. The word that says until when all this holds lies beside the rate: a guest that is not throttled pays one load, of a line
+that it has.
 """
 
 from __future__ import annotations
@@ -67,6 +68,8 @@ _0, _1, _8, _32 = np.uint64(0), np.uint64(1), np.uint64(8), np.uint64(32)
 _LEAST_SLEEP_NS = np.uint64(500_000)
 _BACKLOG_NS = np.uint64(10_000_000)
 _LONGEST_GAP_NS = np.uint64(0xFFFF_FFFF)
+_LONGEST_WAIT_NS = np.uint64(1 << 62)
+_SECOND_NS = np.uint64(1_000_000_000)
 _FOR_EVER = np.uint64(0)
 
 
@@ -143,6 +146,12 @@ def _sleep(header, transactions, mine, time_ns):  # type: ignore[no-untyped-def]
     return clock_ns() - began_ns
 
 
+@njit(types.void(types.uint64, types.uint64), nogil=True, cache=True)
+def _note_sleep(block, slept_ns):  # type: ignore[no-untyped-def]
+    """Count what was slept for the throttle."""
+    store_u64(block + _SLEPT, load_u64(block + _SLEPT) + slept_ns)
+
+
 @njit(
     types.void(
         types.FunctionType(STEP_SIGNATURE), types.uint64, types.uint64, *STEP_SIGNATURE.args
@@ -171,32 +180,36 @@ def run_vcpu(step, header, block, memory, registers, parameters):  # type: ignor
             due_ns = _0
             owed_ns, awake_since_ns, has_run = _0, clock_ns(), False
             first_is_due = True
-        until_ns = load_u64(header + _THROTTLED_UNTIL)
-        if until_ns != _0:
-            asleep_ns = load_u64(block + _THROTTLE)
-            # The clock of its last commit is good enough, and read already: a throttled vCPU is slowed by its sleep alone.
-            if asleep_ns != _0 and has_run and last_ns < until_ns:
-                if last_ns > awake_since_ns:
-                    awake_ns = min(last_ns - awake_since_ns, _PERIOD_NS)
-                    owed_ns = min(owed_ns + awake_ns * asleep_ns // (_PERIOD_NS - asleep_ns), _PERIOD_NS)
-                    awake_since_ns = last_ns
-                if owed_ns >= asleep_ns:
-                    slept_ns = _sleep(header, registers[0], mine, owed_ns)
-                    store_u64(block + _SLEPT, load_u64(block + _SLEPT) + slept_ns)
-                    has_run = slept_ns < owed_ns  # it was woken early: the rest is still owed
-                    owed_ns -= min(slept_ns, owed_ns)
-                    due_ns += slept_ns
-                    awake_since_ns += slept_ns
-                    continue
+        throttled_until_ns = load_u64(header + _THROTTLED_UNTIL)
         interval_ns = load_u64(header + _INTERVAL)
         if interval_ns != _0:
             now_ns = clock_ns()
+            asleep_ns, longest_ns = _0, _LONGEST_WAIT_NS
+            if now_ns < throttled_until_ns:
+                asleep_ns, longest_ns = load_u64(block + _THROTTLE), _PERIOD_NS
+                interval_ns += min(interval_ns, _SECOND_NS) * asleep_ns // (_PERIOD_NS - asleep_ns)
             if due_ns + _BACKLOG_NS < now_ns or due_ns > now_ns + interval_ns:
                 due_ns = now_ns
             if now_ns < due_ns:
-                _sleep(header, registers[0], mine, max(due_ns - now_ns, _LEAST_SLEEP_NS))
+                slept_ns = _sleep(header, registers[0], mine, min(max(due_ns - now_ns, _LEAST_SLEEP_NS), longest_ns))
+                if asleep_ns != _0:
+                    _note_sleep(block, slept_ns * asleep_ns // _PERIOD_NS)
                 continue
             due_ns += interval_ns
+        elif last_ns < throttled_until_ns and has_run:
+            # The clock of its last commit is good enough, and read already: what slows a throttled vCPU is its sleep alone.
+            asleep_ns = load_u64(block + _THROTTLE)
+            if last_ns > awake_since_ns:
+                awake_ns = min(last_ns - awake_since_ns, _PERIOD_NS)
+                owed_ns = min(owed_ns + awake_ns * asleep_ns // (_PERIOD_NS - asleep_ns), _PERIOD_NS)
+                awake_since_ns = last_ns
+            if asleep_ns != _0 and owed_ns >= asleep_ns:
+                slept_ns = _sleep(header, registers[0], mine, owed_ns)
+                _note_sleep(block, slept_ns)
+                has_run = slept_ns < owed_ns  # it was woken early: the rest is still owed
+                owed_ns -= min(slept_ns, owed_ns)
+                awake_since_ns += slept_ns
+                continue
         step(memory, registers, parameters)
         registers[0] += _1
         has_run = True

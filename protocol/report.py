@@ -153,9 +153,10 @@ class Throttle:
     """What `--auto-converge` did; the report has none where that was not asked for.
 
     reason: why nothing had to be done, empty where rounds were watched. slept_s: how long each vCPU slept for it, in all, as it
-    counted itself; at most 4 ms at once, and nothing that a paced vCPU would have waited anyway. rounds: by round; between rounds
-    a throttle goes on, so that slept_s is more than their sum. No vCPU is throttled at the destination. A vCPU that slept when the
-    guest was stopped makes stun_s and vcpu_stun_s longer by that sleep: they begin with its last commit.
+    counted itself; of the waits of a paced vCPU the part that its throttle added. rounds: by round; they follow each other without
+    a gap, but the last one ends before the stun. Nothing is counted at the destination, where no vCPU is throttled. vcpu_stun_s
+    begins with a vCPU's last commit, and so is longer by the sleep of one that slept when the guest was stopped; stun_s where all
+    did.
     """
 
     reason: str = ""
