@@ -18,7 +18,7 @@ from tests.e2e.relay import Relay
 from tests.e2e.replaying import arguments, assert_equals_its_twin
 from tests.support.kernel import need_pagemap_scan
 
-pytestmark = [pytest.mark.e2e, pytest.mark.kernel, pytest.mark.beside]
+pytestmark = [pytest.mark.e2e, pytest.mark.kernel]
 
 #: It writes all of its 2,048 pages again and again, 16,000 a second; the link carries 4,900.
 GUEST = {"workload": "adversary", "resident": "12MiB", "working_set": "8MiB"}
