@@ -26,6 +26,7 @@ from pagefire.scripts import finding
 from pagefire.scripts import options as o
 from pagefire.scripts.compare_options import CompareOptions
 from pagefire.scripts.keys import app as keys_app
+from pagefire.scripts.move_options import DestBacking, MoveOptions, changes_in_flight
 from pagefire.scripts.option_groups import takes_groups
 from pagefire.scripts.security_options import Insecure, Keys, SecurityOptions
 from pagefire.scripts.trace_options import TrialOptions
@@ -112,11 +113,11 @@ def _incoming(
 @takes_groups
 def migrate(
     to: Annotated[str, typer.Option("--to", help="HOST:PORT of the destination daemon.")],
-    move: o.MoveOptions,
+    move: MoveOptions,
     tracing: o.TracingOptions,
     security: SecurityOptions,
     name: o.GuestName = None,
-    backing: o.DestBacking = None,
+    backing: DestBacking = None,
     json_file: o.JsonFile = None,
     report_dir: o.ReportDir = None,
     runtime_dir: o.RuntimeDir = None,
@@ -186,7 +187,7 @@ def set_(
     runtime_dir: o.RuntimeDir = None,
 ) -> None:
     """Change a migration that is under way."""
-    changes = o.changes_in_flight(max_bandwidth, mode, downtime_limit, max_rounds, max_time, on_limit)
+    changes = changes_in_flight(max_bandwidth, mode, downtime_limit, max_rounds, max_time, on_limit)
     found = finding.resident(_directory(runtime_dir), name)
     request(found.control_path, "set", timeout_s=30.0, name=found.name, changes=changes)
     _screen.print("Set.")
@@ -223,7 +224,7 @@ def recover(
 @takes_groups
 def demo(
     guest: o.GuestOptions,
-    move: o.MoveOptions,
+    move: MoveOptions,
     tracing: o.TracingOptions,
     pinning: o.PinningOptions,
     warmup: Annotated[str, typer.Option("--warmup", help="How long the guest runs before it migrates.")] = "2s",

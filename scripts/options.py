@@ -12,9 +12,7 @@ import typer
 
 from pagefire.guest_workload.guest_config import Backing, GuestConfig
 from pagefire.guest_workload.registry import BUILT_IN, refuse_unknown
-from pagefire.protocol import bitmap as bitmaps
 from pagefire.protocol.errors import UsageError
-from pagefire.protocol.negotiation import MODES
 from pagefire.protocol.pages import GRANULE_PAGES, PAGE_BYTES
 from pagefire.protocol.units import (
     format_size,
@@ -23,11 +21,8 @@ from pagefire.protocol.units import (
     parse_rate,
     parse_share,
     parse_size,
-    parse_throughput,
     parse_working_set,
 )
-from pagefire.source_host.options import MigrationOptions
-from pagefire.source_host.retuning import MODES as RETUNED_MODES
 from pagefire.source_host.tracker_choice import granularity_of
 from pagefire.source_host.tracking import Granularity
 
@@ -70,14 +65,6 @@ JsonFile = Annotated[
 ReportDir = Annotated[
     Path | None, typer.Option("--report", help="Write report.json, summary.txt and timeline.png into this folder.")
 ]
-DestBacking = Annotated[
-    str | None,
-    typer.Option(
-        "--backing",
-        help="What maps guest memory at the destination: 4k, thp or hugetlb [default: what maps it at the source].",
-        rich_help_panel="Migration",
-    ),
-]
 GuestName = Annotated[str | None, typer.Argument(metavar="[NAME]", help="The guest; needed where several live.")]
 MaxGuestMemory = Annotated[
     str | None, typer.Option("--max-guest-memory", help="The largest guest taken in [default: this host's memory].")
@@ -94,35 +81,6 @@ LinkTimeout = Annotated[
     str,
     typer.Option("--link-timeout", help="A peer that has been silent for so long is lost.", rich_help_panel="Timeouts"),
 ]
-
-
-def changes_in_flight(
-    max_bandwidth: str | None,
-    mode: str | None,
-    downtime_limit: str | None,
-    max_rounds: int | None,
-    max_time: str | None,
-    on_limit: str | None,
-) -> dict[str, str | int | float | None]:
-    """Read what is to be changed of a migration, by the names of its options; raises UsageError."""
-    changes: dict[str, str | int | float | None] = {}
-    if max_bandwidth is not None:
-        changes["max_bandwidth_Bps"] = None if max_bandwidth == "off" else parse_throughput(max_bandwidth)
-    if mode is not None:
-        one_of("--mode", mode, RETUNED_MODES)
-        changes["mode"] = mode
-    if downtime_limit is not None:
-        changes["downtime_limit_s"] = parse_duration(downtime_limit)
-    if max_rounds is not None:
-        changes["max_rounds"] = max_rounds
-    if max_time is not None:
-        changes["max_time_s"] = parse_duration(max_time)
-    if on_limit is not None:
-        one_of("--on-limit", on_limit, ("postcopy", "cancel"))
-        changes["on_limit"] = on_limit
-    if not changes:
-        raise UsageError("nothing is to be set", "", "give an option, such as --max-bandwidth 125MB/s")
-    return changes
 
 
 def link_timeout(given: str) -> float:
@@ -313,152 +271,6 @@ class TracingOptions:
     def require_possible_for(self, backing: str) -> None:
         """Raise UsageError where memory of this backing, which is a known one, cannot be traced so."""
         granularity_of(Backing(backing), self.tracker, Granularity(self.granularity))
-
-
-@dataclass(frozen=True)
-class MoveOptions:
-    """What describes a migration, but for its tracing."""
-
-    mode: Annotated[
-        str, typer.Option("--mode", help="hybrid, precopy, postcopy or stop-and-copy.", rich_help_panel="Migration")
-    ] = "hybrid"
-    downtime_limit: Annotated[
-        str,
-        typer.Option(
-            "--downtime-limit",
-            help="precopy: the longest stun. hybrid: the longest time to move what remains after the resume.",
-            rich_help_panel="Migration",
-        ),
-    ] = "50ms"
-    max_rounds: Annotated[
-        int, typer.Option("--max-rounds", help="Pre-copy rounds at most.", rich_help_panel="Migration")
-    ] = 30
-    max_time: Annotated[str, typer.Option("--max-time", help="Pre-copy time at most.", rich_help_panel="Migration")] = (
-        "300s"
-    )
-    on_limit: Annotated[
-        str | None,
-        typer.Option(
-            "--on-limit",
-            help="What follows --max-rounds and --max-time: postcopy or cancel [default: postcopy; cancel in mode precopy].",
-            rich_help_panel="Migration",
-        ),
-    ] = None
-    auto_converge: Annotated[
-        bool,
-        typer.Option(
-            "--auto-converge",
-            help="precopy: slow the vCPUs that write most, as much as needed. hybrid needs none of it.",
-            rich_help_panel="Migration",
-        ),
-    ] = False
-    streams: Annotated[
-        int, typer.Option("--streams", help="Page connections, 1 to 16.", rich_help_panel="Migration")
-    ] = 1
-    max_bandwidth: Annotated[
-        str | None,
-        typer.Option(
-            "--max-bandwidth",
-            help="What all page connections together may send: 125MB/s, 1Gbit/s [default: all that the link carries].",
-            rich_help_panel="Migration",
-        ),
-    ] = None
-    bitmap: Annotated[
-        str,
-        typer.Option(
-            "--bitmap",
-            help="How the switchover tells which pages are left: raw (a bit for each page of the guest) or compacted.",
-            rich_help_panel="Migration",
-        ),
-    ] = "compacted"
-    populate: Annotated[
-        bool,
-        typer.Option(
-            "--populate",
-            help="Take the destination's memory before the first round (longer setup, quicker round).",
-            rich_help_panel="Migration",
-        ),
-    ] = False
-    verify: Annotated[
-        bool,
-        typer.Option(
-            "--verify",
-            help="Compare page digests of both hosts at the stun; lengthens it.",
-            rich_help_panel="Migration",
-        ),
-    ] = False
-    check: Annotated[
-        bool,
-        typer.Option(
-            "--check/--no-check",
-            help="Pause the guest after the measurement and check the workload's invariant.",
-            rich_help_panel="Migration",
-        ),
-    ] = True
-    settle: Annotated[
-        str,
-        typer.Option("--settle", help="How long to watch the guest at the destination.", rich_help_panel="Migration"),
-    ] = "1s"
-    connect_timeout: Annotated[
-        str,
-        typer.Option("--connect-timeout", help="For a connection and its greeting.", rich_help_panel="Timeouts"),
-    ] = "10s"
-    setup_timeout: Annotated[
-        str,
-        typer.Option("--setup-timeout", help="For the guest's shell at the destination.", rich_help_panel="Timeouts"),
-    ] = "120s"
-    switchover_timeout: Annotated[
-        str,
-        typer.Option(
-            "--switchover-timeout",
-            help="For the vCPUs to stop, and for the destination to be READY: then the guest runs on here.",
-            rich_help_panel="Timeouts",
-        ),
-    ] = "10s"
-    link_timeout: LinkTimeout = "10s"
-
-    def migration(self, to: str, tracing: TracingOptions) -> MigrationOptions:
-        """Parse it; raises UsageError."""
-        one_of("--mode", self.mode, MODES)
-        one_of("--bitmap", self.bitmap, bitmaps.FORMS)
-        tracing.require_possible()
-        if self.on_limit is not None:
-            one_of("--on-limit", self.on_limit, ("postcopy", "cancel"))
-        if not 1 <= self.streams <= 16:
-            raise UsageError(f"{self.streams} page connections cannot be had", "1 to 16 can", "change --streams")
-        if self.max_rounds < 1:
-            raise UsageError(
-                f"{self.max_rounds} pre-copy rounds make no pre-copy",
-                "at least 1 is needed",
-                "use --mode postcopy for none",
-            )
-        return MigrationOptions(
-            to=to,
-            mode=self.mode,
-            downtime_limit_s=parse_duration(self.downtime_limit),
-            max_rounds=self.max_rounds,
-            max_time_s=parse_duration(self.max_time),
-            on_limit=self.on_limit,
-            auto_converge=self.auto_converge,
-            streams=self.streams,
-            max_bandwidth_Bps=parse_throughput(self.max_bandwidth) if self.max_bandwidth is not None else None,
-            tracker=tracing.tracker,
-            install=tracing.install,
-            tracer=tracing.tracer,
-            # Page by page is by pages, whatever the memory would allow.
-            granularity="4K" if tracing.install_calls == "per-page" else tracing.granularity,
-            install_step_pages=tracing.step_pages,
-            install_most_loss=loss(tracing.install_loss),
-            bitmap=self.bitmap,
-            populate=self.populate,
-            verify=self.verify,
-            check=self.check,
-            settle_s=parse_duration(self.settle),
-            connect_timeout_s=parse_duration(self.connect_timeout),
-            setup_timeout_s=parse_duration(self.setup_timeout),
-            switchover_timeout_s=parse_duration(self.switchover_timeout),
-            silence_s=link_timeout(self.link_timeout),
-        )
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,13 @@ class AutoConverge:
             report.throttle = Throttle(reason=_NOT_NEEDED.get(options.mode, ""))
             self._enabled = not report.throttle.reason
         self._throttle = report.throttle
+        self._lifted = False
         self._begin_round()
+
+    @property
+    def enabled(self) -> bool:
+        """Whether the guest may be slowed, so that rounds are to be followed."""
+        return self._enabled and not self._lifted
 
     @property
     def asked(self) -> Floats:
@@ -74,14 +80,14 @@ class AutoConverge:
     async def follow(self, begun: RoundBegun, pages: int, link: Link, tracing: GuestTracing) -> None:
         """Beside a round, until cancelled: look at what it has come to, adjust the throttles, and renew them."""
         first = begun.number == 1
-        if not self._enabled:
+        if not self.enabled:
             return
         if first:
             self._begin_round()
         if tracing.tracker is None or (first and tracing.rolling is not None):
             return  # A rolling install uses the tracker itself.
         tick_s = TICK_S
-        while True:
+        while self.enabled:
             self._set(self._running)
             await asyncio.sleep(tick_s)
             began_s = time.monotonic()
@@ -95,7 +101,7 @@ class AutoConverge:
 
     def round_ended(self, written: PageSet) -> None:
         """Take in what the round left that is the last of the report, and set the throttles for the next one."""
-        if not self._enabled:
+        if not self.enabled:
             return
         assert self._throttle is not None
         done = self._rounds[-1]
@@ -109,7 +115,8 @@ class AutoConverge:
         self._begin_round()
 
     def lift(self) -> None:
-        """Let the guest run at full speed; at any time, and more than once."""
+        """Let the guest run at full speed, for good; at any time, and more than once."""
+        self._lifted = True
         self._control.lift_throttle()
         self._running = np.ones_like(self._running)
         if self._enabled:
@@ -141,6 +148,8 @@ class AutoConverge:
         return Course(pages, link_pages_per_s, link_pages_per_s * self._downtime_limit_s, self._readings)
 
     def _set(self, running: Floats) -> None:
+        if self._lifted:
+            return
         self._running = running
         asleep_ns = np.minimum((1.0 - running) * THROTTLE_PERIOD_NS, THROTTLE_PERIOD_NS - 1).astype(np.uint64)
         self._control.throttle(asleep_ns, now_ns() + round(LEASE_S * 1e9))

@@ -13,8 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from pagefire.guest_workload.guest_process import GuestProcess
@@ -34,7 +33,7 @@ from pagefire.protocol.messages import (
 )
 from pagefire.protocol.ownership import Act, Event, Ownership
 from pagefire.protocol.pages import PageSet, pages_of
-from pagefire.protocol.report import Bitmap, MigrationReport, Retuned, Round
+from pagefire.protocol.report import Bitmap, MigrationReport, Retuned
 from pagefire.protocol.state import Side, Status
 from pagefire.protocol.transport.points import Points
 from pagefire.protocol.transport.tasks import beside, in_thread
@@ -44,13 +43,11 @@ from pagefire.source_host.auto_converge import AutoConverge
 from pagefire.source_host.departure import Departure, OursAgain, forget_record, leave_record
 from pagefire.source_host.guest_tracing import GuestTracing
 from pagefire.source_host.hot_pages import HotPages
-from pagefire.source_host.link import Link, RoundBegun
+from pagefire.source_host.link import Link
 from pagefire.source_host.options import MigrationOptions
-from pagefire.source_host.outstanding import LOOK_S, Looks, Outstanding
 from pagefire.source_host.retuning import retuned
-from pagefire.source_host.swapped_pages import SwappedPages
+from pagefire.source_host.rounds import Emit, Progress, Rounds
 from pagefire.source_host.switchover import Stun
-from pagefire.source_host.trace_install import Rolling
 from pagefire.source_host.tracker_choice import choose_tracker
 from pagefire.source_host.tracking import NOTHING, Collected
 
@@ -58,17 +55,6 @@ log = logging.getLogger("pagefire.source")
 
 #: Digests that one message compares: if every second page differs, the answer still fits a frame.
 _DIGEST_BATCH_PAGES = 1 << 16
-Emit = Callable[[dict[str, Any]], None]
-
-
-@dataclass(slots=True)
-class Progress:
-    """What `pagefire status` shows while a migration goes on."""
-
-    round: int = 0
-    remaining_pages: int = 0
-    sent_bytes: int = 0
-    started_s: float = field(default_factory=time.monotonic)
 
 
 class OutgoingMigration:
@@ -77,7 +63,6 @@ class OutgoingMigration:
     def __init__(self, guest: GuestProcess, options: MigrationOptions, points: Points, emit: Emit) -> None:
         self.options = options
         self.status = Status.SETUP
-        self.progress = Progress()
         self.remaining = PageSet.empty()
         self.report = MigrationReport(mode=options.mode, destination=options.to)
         self._guest = guest
@@ -87,16 +72,15 @@ class OutgoingMigration:
         self._accounting = Accounting(guest)
         self._link = Link(options, guest.config, guest.memory)
         self._tracing = GuestTracing(guest)
-        self._sent = PageSet.empty()
-        self._unsent = NOTHING
+        self._rounds = Rounds(
+            guest.memory, self._link, self._tracing, self.throttling, emit, self._watch,
+            leaves_swapped=options.mode in ("hybrid", "postcopy"),
+        )  # fmt: skip
         self._last_written = PageSet.empty()
         self._hot = HotPages(enabled=guest.memory.unit_pages == 1)
-        self._swapped = SwappedPages(guest.memory, enabled=options.mode in ("hybrid", "postcopy"))
         self._ownership = Ownership(Side.SOURCE, guest.control)
         #: The part after the commit point.
         self.departure: Departure | None = None
-        self._looks = Looks()
-        self._outstanding: Outstanding | None = None
         self._stun = Stun()
         self._guest_died = asyncio.Event()
 
@@ -104,6 +88,11 @@ class OutgoingMigration:
     def relinquished(self) -> bool:
         """Whether the guest is not this host's any more; readable when its process and memory here are gone."""
         return self.departure is not None
+
+    @property
+    def progress(self) -> Progress:
+        """How far its rounds have come."""
+        return self._rounds.progress
 
     @property
     def pages_left(self) -> int:
@@ -127,8 +116,8 @@ class OutgoingMigration:
             link = self.departure.link if self.departure is not None else self._link
             if link is not None:
                 link.pace(changes["max_bandwidth_Bps"])
-        if self.options.switch_now and self._outstanding is not None:
-            self._outstanding.stop()
+        if self.options.switch_now:
+            self._rounds.stop()
 
     def guest_died(self) -> None:
         """The guest process ended: whatever the script waits for ends with an error."""
@@ -183,28 +172,25 @@ class OutgoingMigration:
     # -- pre-copy ------------------------------------------------------------------------------------------------------------
 
     async def _precopy(self, pages: PageSet) -> None:
-        """Send rounds until what is left may be left: the last collection, which nobody has sent, stays in `_unsent`."""
-        tracker = self._tracing.tracker
-        if tracker is None:
+        """Send rounds until what is left may be left: the last collection, which nobody has sent, stays unsent."""
+        rounds = self._rounds
+        if self._tracing.tracker is None:
             self.report.stop_reason = f"No pre-copy in mode {self.options.mode}: the guest is stopped at once"
-            await in_thread(self._swapped.leave, Collected(pages, PageSet.empty()))
+            await in_thread(rounds.swapped.leave, Collected(pages, PageSet.empty()))
             return
         self._note("active")
         self.status = Status.ACTIVE
         began = time.monotonic()
-        self._unsent = Collected(pages, PageSet.empty())
+        rounds.unsent = Collected(pages, PageSet.empty())
         while True:
             if self._tracing.rolling is not None and not self.report.rounds:
-                done = await self._rolling_round(self._tracing.rolling, pages)
+                done = await rounds.send_rolling(self._tracing.rolling, pages)
             else:
-                if self.options.mode == "precopy" and (left_out := self._swapped.give_back()):
-                    self._unsent = Collected(left_out, PageSet.empty()) | self._unsent
-                done = await self._shared_round(await in_thread(self._swapped.leave, self._unsent))
-            await in_thread(self._look)
-            done.dirty_pages_after = self._unsent.written.pages
-            done.dirty_pages_per_s = self._looks.dirty_pages_per_s
+                if self.options.mode == "precopy":
+                    rounds.leave_nothing_out()
+                done = await rounds.send_unsent()
             self.report.rounds.append(done)
-            self.throttling.round_ended(self._unsent.written)
+            self.throttling.round_ended(rounds.unsent.written)
             verdict = convergence.judge(self.report.rounds, self.options.limits, time.monotonic() - began)
             verdict = replace(verdict, reason=verdict.reason + self.throttling.words())
             self._emit({"event": "round", **asdict(done), "verdict": verdict.reason})
@@ -229,80 +215,6 @@ class OutgoingMigration:
             self.throttling.lift()
             self.options = replace(self.options, mode="hybrid")
 
-    async def _shared_round(self, to_send: Collected) -> Round:
-        """Send a round whose streams share the pages, and look meanwhile which of them need not be sent any more."""
-        outstanding = self._outstanding = Outstanding(to_send.written, len(self._link.streams))
-        if self.options.switch_now:
-            outstanding.stop()
-        self._unsent = NOTHING
-        self._looks = Looks()
-        begun = self._link.begin_shared_round(outstanding, to_send.holes)
-        self._begun(begun, to_send.written)
-        done = await beside(
-            self._link.end_round(begun),
-            self._watch(),
-            self._follow_round(begun, lambda: outstanding.to_send_pages),
-            self._slow_or_look(begun, outstanding),
-        )
-        self._unsent = Collected(outstanding.given_back, PageSet.empty()) | self._unsent
-        done.skipped_pages = outstanding.skipped_pages + outstanding.given_back.pages
-        return done
-
-    async def _slow_or_look(self, begun: RoundBegun, outstanding: Outstanding) -> None:
-        """Watch a round for whom it is watched: a guest that is to be slowed is judged by all that it writes while a round is sent."""
-        if self.throttling.enabled:
-            await self.throttling.follow(begun, outstanding.to_send_pages, self._link, self._tracing)
-        while True:
-            await asyncio.sleep(LOOK_S)
-            await in_thread(lambda: outstanding.rewritten(self._look()))
-
-    def _look(self) -> PageSet:
-        """Collect what was written since the last look into what is unsent; gives those pages.
-
-        All of it in the thread that collects: a cancellation meanwhile loses nothing.
-        """
-        assert self._tracing.tracker is not None
-        late = self._known_to_destination(self._tracing.tracker.collect_and_clear())
-        self._unsent |= late
-        self._looks.note(late.written.pages)
-        return late.written | late.holes
-
-    async def _rolling_round(self, rolling: Rolling, expected: PageSet) -> Round:
-        """Send the first round, each chunk protected just before."""
-        self.progress.round, self.progress.remaining_pages = 1, expected.pages
-        rolling.choose = lambda pages: self._swapped.leave(Collected(pages, PageSet.empty())).written
-        self._unsent, self._looks = NOTHING, Looks()
-        begun = self._link.begin_shared_round(rolling, PageSet.empty())
-        done = await beside(
-            self._link.end_round(begun),
-            self._watch(),
-            self._follow_round(begun, lambda: expected.pages),
-            self.throttling.follow(begun, expected.pages, self._link, self._tracing),
-        )
-        self._sent |= rolling.sent
-        return done
-
-    def _begin_round(self, to_send: Collected) -> RoundBegun:
-        begun = self._link.begin_round(to_send)
-        self._begun(begun, to_send.written)
-        return begun
-
-    def _begun(self, begun: RoundBegun, pages: PageSet) -> None:
-        self.progress.round, self.progress.remaining_pages = begun.number, pages.pages
-        self._sent |= pages
-
-    async def _follow_round(self, begun: RoundBegun, pages: Callable[[], int]) -> None:
-        while True:
-            sent_pages, _, self.progress.sent_bytes = (
-                now - then for now, then in zip(self._link.sent_totals(), begun.before, strict=True)
-            )
-            self._emit({"event": "progress", "round": self.progress.round, "pages": pages(), "sent_pages": sent_pages})
-            await asyncio.sleep(0.1)
-
-    def _known_to_destination(self, collected: Collected) -> Collected:
-        """Leave out holes of which the destination never had contents: they are zero there already."""
-        return Collected(collected.written, collected.holes & self._sent if collected.holes else collected.holes)
-
     async def _approach(self) -> Collected:
         """Collect some more, shortly before the stun: the last scan then finds little, and what is found each time is hot.
 
@@ -321,14 +233,14 @@ class OutgoingMigration:
     def _take_in(self, late: Collected) -> None:
         """Add a late collection to what is unsent; a window in which nothing was written tells nothing."""
         if late:
-            late = self._known_to_destination(late)
-            self._unsent |= late
+            late = self._rounds.news_of(late)
+            self._rounds.unsent |= late
             self._hot.note(late.written)
 
     def _rehearse(self) -> None:
         """Compute once for nothing what the stun computes: it costs more where code and memory are cold."""
-        self._divided(self._unsent)
-        encode_bitmap(self.options.bitmap, self._unsent.written, pages_of(self._guest.memory.size_bytes))
+        self._divided(self._rounds.unsent)
+        encode_bitmap(self.options.bitmap, self._rounds.unsent.written, pages_of(self._guest.memory.size_bytes))
 
     # -- the stun ------------------------------------------------------------------------------------------------------------
 
@@ -347,10 +259,10 @@ class OutgoingMigration:
         stun.mark("parked")
         await self._points.reached("quiesced")
         at_once, later = self._divided(await self._final_scan(pages))
-        last_round = self._begin_round(at_once) if at_once else None
+        last_round = self._rounds.begin(at_once) if at_once else None
         self.report.stun_pages = at_once.written.pages + at_once.holes.pages
         stun.mark("scanned")
-        stun.swapped = self._swapped.pages - self._unsent.written - self._last_written - later.holes
+        stun.swapped = self._rounds.swapped.pages - self._rounds.unsent.written - self._last_written - later.holes
         named = (later.written | later.holes) - stun.swapped
         self.remaining = stun.remaining = named | stun.swapped
         total_pages = pages_of(self._guest.memory.size_bytes)
@@ -380,12 +292,12 @@ class OutgoingMigration:
             timeout_s = self.options.switchover_timeout_s if later else None
             await beside(
                 self._link.end_round(last_round, timeout_s),
-                self._follow_round(last_round, lambda: at_once.written.pages),
+                self._rounds.follow(last_round, lambda: at_once.written.pages),
             )
         stun.ready = await self._link.control.expect(Ready, self.options.switchover_timeout_s)
         stun.mark("ready")
         if self.options.verify:
-            await self._verify(pages | self._sent)
+            await self._verify(pages | self._rounds.sent)
         await self._points.reached("ready")
         stun.mark("verified")
         stun.bitmap = Bitmap(
@@ -415,9 +327,9 @@ class OutgoingMigration:
         On the loop, not in a thread: two changes of thread cost more than the scan of a small guest, and nothing else is due.
         """
         if self._tracing.tracker is not None:
-            last = self._known_to_destination(self._tracing.tracker.collect_last())
+            last = self._rounds.news_of(self._tracing.tracker.collect_last())
             self._last_written = last.written
-            return self._unsent | last
+            return self._rounds.unsent | last
         memory = self._guest.memory
         return Collected(await in_thread(data_extents, memory.fd, 0, memory.size_bytes), PageSet.empty())
 

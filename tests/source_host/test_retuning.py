@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pagefire.protocol.errors import PagefireError, UsageError
-from pagefire.scripts.options import changes_in_flight
+from pagefire.scripts.move_options import changes_in_flight
 from pagefire.source_host.options import MigrationOptions
 from pagefire.source_host.retuning import retuned
 
