@@ -197,7 +197,7 @@ def set_(
 def recover(
     name: o.GuestName = None,
     to: Annotated[
-        str | None, typer.Option("--to", help="HOST:PORT where the destination is now [default: where it was].")
+        str | None, typer.Option("--to", help="HOST:PORT where the destination is now \\[default: where it was].")
     ] = None,
     take_back: Annotated[
         bool,

@@ -17,7 +17,7 @@ _screen = Console(stderr=True, highlight=False)
 
 Folder = Annotated[
     Path | None,
-    typer.Option("--dir", help="Folder of the CA [default: $PAGEFIRE_KEYS, else ~/.config/pagefire/keys]."),
+    typer.Option("--dir", help="Folder of the CA \\[default: $PAGEFIRE_KEYS, else ~/.config/pagefire/keys]."),
 ]
 Days = Annotated[int, typer.Option("--days", help="How long the host's key is valid.", min=1)]
 Force = Annotated[bool, typer.Option("--force", help="Replace keys that are there.")]
@@ -40,7 +40,7 @@ def host(
     name: Annotated[str, typer.Argument(help="The other host's name: for people, nothing is compared with it.")],
     folder: Folder = None,
     into: Annotated[
-        Path | None, typer.Option("--into", help="Where the keys are put [default: hosts/NAME in the CA's folder].")
+        Path | None, typer.Option("--into", help="Where the keys are put \\[default: hosts/NAME in the CA's folder].")
     ] = None,
     days: Days = 825,
     force: Force = False,

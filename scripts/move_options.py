@@ -19,7 +19,7 @@ DestBacking = Annotated[
     str | None,
     typer.Option(
         "--backing",
-        help="What maps guest memory at the destination: 4k, thp or hugetlb [default: what maps it at the source].",
+        help="What maps guest memory at the destination: 4k, thp or hugetlb \\[default: what maps it at the source].",
         rich_help_panel="Migration",
     ),
 ]
@@ -50,7 +50,7 @@ class MoveOptions:
         str | None,
         typer.Option(
             "--on-limit",
-            help="What follows --max-rounds and --max-time: postcopy or cancel [default: postcopy; cancel in mode precopy].",
+            help="What follows --max-rounds and --max-time: postcopy or cancel \\[default: postcopy; cancel in mode precopy].",
             rich_help_panel="Migration",
         ),
     ] = None
@@ -69,7 +69,7 @@ class MoveOptions:
         str | None,
         typer.Option(
             "--max-bandwidth",
-            help="What all page connections together may send: 125MB/s, 1Gbit/s [default: all that the link carries].",
+            help="What all page connections together may send: 125MB/s, 1Gbit/s \\[default: all that the link carries].",
             rich_help_panel="Migration",
         ),
     ] = None

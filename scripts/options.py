@@ -44,7 +44,7 @@ StopAt = Annotated[
 ]
 RuntimeDir = Annotated[
     Path | None,
-    typer.Option("--runtime-dir", help="Where the control sockets lie [default: $XDG_RUNTIME_DIR/pagefire]."),
+    typer.Option("--runtime-dir", help="Where the control sockets lie \\[default: $XDG_RUNTIME_DIR/pagefire]."),
 ]
 CpusSource = Annotated[
     str | None, typer.Option("--cpus-source", help="Pin the source daemon.", rich_help_panel="Pinning")
@@ -67,7 +67,7 @@ ReportDir = Annotated[
 ]
 GuestName = Annotated[str | None, typer.Argument(metavar="[NAME]", help="The guest; needed where several live.")]
 MaxGuestMemory = Annotated[
-    str | None, typer.Option("--max-guest-memory", help="The largest guest taken in [default: this host's memory].")
+    str | None, typer.Option("--max-guest-memory", help="The largest guest taken in \\[default: this host's memory].")
 ]
 Adopt = Annotated[
     bool,
@@ -112,7 +112,7 @@ class GuestOptions:
         str | None,
         typer.Option(
             "--resident",
-            help="How much of it has contents: size or percentage [default: all].",
+            help="How much of it has contents: size or percentage \\[default: all].",
             rich_help_panel="Guest",
         ),
     ] = None
@@ -138,7 +138,8 @@ class GuestOptions:
         str | None,
         typer.Option(
             "--rate",
-            help="Transactions (oltp) or page stores (others) per second of the whole guest: 2000/s, 50k/s [default: full speed].",
+            help="Transactions (oltp) or page stores (others) per second of the whole guest: 2000/s, 50k/s "
+            "\\[default: full speed].",
             rich_help_panel="Guest",
         ),
     ] = None

@@ -14,7 +14,7 @@ Keys = Annotated[
     Path | None,
     typer.Option(
         "--keys",
-        help="Folder of this host's keys [default: $PAGEFIRE_KEYS, else pagefire/keys in $XDG_CONFIG_HOME or ~/.config].",
+        help="Folder of this host's keys \\[default: $PAGEFIRE_KEYS, else pagefire/keys in $XDG_CONFIG_HOME or ~/.config].",
         rich_help_panel=_PANEL,
     ),
 ]

@@ -35,7 +35,9 @@ class TrialOptions:
     ] = "10%"
     rate: Annotated[
         str | None,
-        typer.Option("--rate", help="Shares of the unpaced rate that the guest does: 10%,50%,100% [default: unpaced]."),
+        typer.Option(
+            "--rate", help="Shares of the unpaced rate that the guest does: 10%,50%,100% \\[default: unpaced]."
+        ),
     ] = None
     backing: Annotated[str, typer.Option("--backing", help="4k, thp, hugetlb.")] = "4k"
     install: Annotated[str, typer.Option("--install", help="stop, loose, rolling.")] = "stop,loose"
