@@ -33,7 +33,6 @@ SPECIFIED = {
     "guest": "name memory_bytes resident_bytes page_bytes vcpus workload rate working_set_bytes seed",
     "vcpu_stun_s": "p50 p99 max baseline_max",
     "downtime_breakdown": "quiesce_s final_scan_s bitmap_s checkpoint_s drain_s transfer_s install_s resume_s",
-    "retuned": "",
     "rounds": "round pages zero_pages wire_bytes duration_s dirty_pages_after skipped_pages dirty_pages_per_s",
     "bitmap": "raw_bytes compacted_bytes pages encode_s decode_s",
     "postcopy": "pushed_pages faulted_pages fault_us",
