@@ -12,8 +12,9 @@ async def run_to(control: ControlBlock, steps: int, *, wait: bool = True, unpace
 
     `unpaced`: as fast as it can, whatever its rate was. What it does does not depend on that.
     """
+    # The end first: between the two an unpaced guest does a million transactions where this host waits for its turn.
+    control.stop_at = steps
     if unpaced:
         control.interval_ns = 0
-    control.stop_at = steps
     while wait and not control.all_finished():
         await asyncio.sleep(0.005)
