@@ -20,6 +20,7 @@ from typing import Any
 
 from pagefire.protocol.errors import PagefireError
 from pagefire.scripts.profiles import Profile
+from pagefire.scripts.spread import spread
 
 Json = dict[str, Any]
 
@@ -118,18 +119,14 @@ def row_of(profile: Profile, reports: Sequence[Json]) -> Json:
     }  # fmt: skip
 
 
-def spread(figures: Sequence[float]) -> Json:
-    """Give median, least and largest."""
-    return {"median": statistics.median(figures), "min": min(figures), "max": max(figures)}
-
-
 def _spread_of_known(figures: Sequence[float | None]) -> Json | None:
     known = [figure for figure in figures if figure is not None]
     return spread(known) if known else None
 
 
-def _require_sound(profile: Profile, report: Json) -> None:
-    verified, install = report["verified"], report["trace_install"]
+def problems_of(report: Json) -> list[str]:
+    """Say why a report's figures are none: what was found damaged, or did not come to an end or to a stun; empty: nothing."""
+    verified = report["verified"]
     problems = list(verified["problems"])
     if verified["commits_lost"] or verified["commits_repeated"]:
         problems.append(f"{verified['commits_lost']} commits were lost and {verified['commits_repeated']} repeated")
@@ -137,6 +134,11 @@ def _require_sound(profile: Profile, report: Json) -> None:
         problems.append(f"the migration ended as {report['outcome']}")
     if report["stun_s"] is None:
         problems.append("the guest did not commit on both sides of the stun")
+    return problems
+
+
+def _require_sound(profile: Profile, report: Json) -> None:
+    install, problems = report["trace_install"], problems_of(report)
     if install is not None and (install["policy"], install["granularity"]) != (profile.install, profile.granularity):
         problems.append(f"traced {install['policy']} by {install['granularity']} instead")
     if problems:

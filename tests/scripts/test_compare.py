@@ -15,12 +15,13 @@ from pagefire.protocol.pages import GRANULE_PAGES
 from pagefire.protocol.report import PhaseBegin, TimelineBucket, TraceInstall
 from pagefire.scripts import compare, shaped_link
 from pagefire.scripts.compare import Case, Times, run_compare
-from pagefire.scripts.compare_figures import BREAKDOWN, dip_of, row_of, spread
+from pagefire.scripts.compare_figures import BREAKDOWN, dip_of, row_of
 from pagefire.scripts.compare_options import CompareOptions
 from pagefire.scripts.compare_plot import COMPARE_FILES, commits_per_s, phases_of, stun_parts_s, write_compare_folder
 from pagefire.scripts.compare_table import scaling_words, table_text
 from pagefire.scripts.profiles import ABLATION, ENHANCEMENTS, PROFILES, VSPHERE, Profile, on_backing
 from pagefire.scripts.shaped_link import ShapedLink, parse_link_rate
+from pagefire.scripts.spread import spread
 from tests.scripts import completed_report
 
 Json = dict[str, Any]
