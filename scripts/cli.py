@@ -24,6 +24,7 @@ from pagefire.protocol.transport.control_socket import request
 from pagefire.protocol.units import parse_duration, parse_size
 from pagefire.scripts import finding
 from pagefire.scripts import options as o
+from pagefire.scripts.bench.options import BenchOptions
 from pagefire.scripts.compare_options import CompareOptions
 from pagefire.scripts.keys import app as keys_app
 from pagefire.scripts.move_options import DestBacking, MoveOptions, changes_in_flight
@@ -243,36 +244,39 @@ def demo(
 
 
 @app.command()
+@takes_groups
 def bench(
-    benchmark: Annotated[str, typer.Argument(help="Which figure: throughput.")] = "throughput",
-    memory: Annotated[str, typer.Option("--memory", help="Guest memory of the benchmark.")] = "1GiB",
-    streams: Annotated[
-        str, typer.Option("--streams", help="Page connections to measure, separated by commas.")
-    ] = "1,2",
-    repetitions: Annotated[int, typer.Option("--repetitions", help="Pairs of each case.")] = 5,
-    hold_memory: Annotated[
-        bool,
-        typer.Option(
-            "--hold-memory",
-            help="Hold all other free memory meanwhile: steadier figures on a virtual machine that is yours alone.",
+    asked: BenchOptions,
+    benchmark: Annotated[
+        str | None,
+        typer.Argument(
+            help="throughput, stun, cpu, brownout, faults or memory [default: all of them, one after another]."
         ),
-    ] = False,
+    ] = None,
     json_file: o.JsonFile = None,
+    report_dir: Annotated[
+        Path | None, typer.Option("--report", help="Write NAME.json and NAME.png of each benchmark into this folder.")
+    ] = None,
 ) -> None:
-    """Measure a figure as a ratio to a reference taken in the same run."""
-    from pagefire.scripts.bench import BENCHMARKS, print_rows
+    """Measure a figure as a ratio to a reference taken in the same run, in turn."""
+    from pagefire.scripts.bench import suite
+    from pagefire.scripts.report_folder import refuse_foreign
 
-    if benchmark not in BENCHMARKS:
-        raise UsageError(f"no benchmark named {benchmark}", f"known are {', '.join(BENCHMARKS)}")
-    counts = tuple(int(count) if count.isdigit() else 0 for count in streams.split(","))
-    if not all(1 <= count <= 16 for count in counts):
-        raise UsageError(f"--streams {streams!r} is no list of numbers from 1 to 16", "", "write --streams 1,2")
-    if repetitions < 1:
-        raise UsageError(f"{repetitions} repetitions measure nothing", "", "ask for --repetitions 1 or more")
-    result = BENCHMARKS[benchmark](parse_size(memory), counts, repetitions, _screen, hold_memory=hold_memory)
-    print_rows(result, _screen)
+    if benchmark is not None:
+        o.one_of("bench", benchmark, tuple(suite.BENCHMARKS))
+    plan = asked.plan()
+    _require_writable(json_file)
+    if report_dir is not None:
+        refuse_foreign(report_dir, suite.folder_files(list(suite.BENCHMARKS)))
+    results = []
+    for name in [benchmark] if benchmark is not None else suite.BENCHMARKS:
+        results.append(result := suite.run(name, plan, _screen))
+        suite.print_result(result, _screen if json_file == "-" else Console(highlight=False))
+        if report_dir is not None:
+            written = suite.write_folder(result, report_dir)
+            _screen.print("Report: " + ", ".join(str(path) for path in written), soft_wrap=True)
     if json_file is not None:
-        _write_json(result, json_file)
+        _write_json(results[0] if benchmark is not None else {"results": results}, json_file)
 
 
 @app.command()

@@ -1,7 +1,7 @@
 """`make soak`: the full counts of every proof and figure, into one dated results file.
 
-Runs the tests marked `soak` (their recorded properties are kept), nine migrations of a 1 GiB oltp guest, the throughput benchmark,
-and the fuzzing. Takes about an hour on two cores; nothing else should run meanwhile.
+Runs the tests marked `soak` (their recorded properties are kept), nine migrations of a 1 GiB oltp guest, the benchmarks of
+throughput and stun, and the fuzzing. Takes about two hours on two cores; nothing else should run meanwhile.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ from rich.table import Table
 
 from pagefire.guest_workload.guest_config import GuestConfig
 from pagefire.protocol.transport.software import versions
-from pagefire.scripts import bench
+from pagefire.scripts.bench import suite
+from pagefire.scripts.bench.ballast import warm_pool
+from pagefire.scripts.bench.options import BenchOptions
 from pagefire.scripts.demo import run_demo
 from pagefire.source_host.options import MigrationOptions
 
@@ -36,6 +38,7 @@ _GIB = 1 << 30
 _TITLES = {
     "stuns": "the stun of a 1 GiB oltp guest, nine times",
     "throughput": "throughput of round 1 against the bare copier, seven pairs a case",
+    "stun": "the stun over a hundred migrations, and against memory, dirty rate and vCPUs",
     "faults": "faults at every moment, recovery and onward migration, two tests at a time",
     "tests": "the other tests at full counts",
     "fuzz": "a million hostile inputs for what reads a peer's bytes",
@@ -93,7 +96,7 @@ def stuns(count: int, console: Console) -> Json:
     config = GuestConfig("guest0", _GIB, _GIB, _GIB // 4, 2, "oltp")
     reports = []
     for index in range(count):
-        bench.warm_pool(2 * _GIB)
+        warm_pool(2 * _GIB)
         report = run_demo(config, MigrationOptions(to=""), 2.0, {}, Console(quiet=True))
         reports.append(report)
         console.print(
@@ -137,7 +140,10 @@ def main() -> None:
     }
     parts: dict[str, Callable[[], Json]] = {
         "stuns": lambda: stuns(9, console),
-        "throughput": lambda: bench.throughput(_GIB, (1, 2), 7, console, hold_memory=True),
+        "throughput": lambda: suite.run(
+            "throughput", BenchOptions(streams="1,2", backing="4k", repetitions=7, hold_memory=True).plan(), console
+        ),
+        "stun": lambda: suite.run("stun", BenchOptions(migrations=100).plan(), console),
         "faults": lambda: faults(chosen.pytest, console),
         "tests": lambda: soak_tests([*(f"--ignore={path}" for path in FAULTS), *chosen.pytest]),
         "fuzz": fuzz,
