@@ -29,8 +29,8 @@ soak: setup  ## the full counts of every proof; writes results/soak-DATE.json
 fuzz: setup  ## a million hostile inputs for what reads a peer's bytes, guided by coverage; ten minutes on one CPU
 	$(RUN)/python -m tests.fuzz $(ARGS)
 
-bench: setup  ## every figure against a reference taken in the same run
-	$(RUN)/pagefire bench $(ARGS)
+bench: setup  ## every figure against a reference taken in the same run; writes results/bench-DATE/
+	$(RUN)/pagefire bench --report results/bench-$$(date +%Y%m%d-%H%M%S) $(ARGS)
 
 setup: $(SETUP)
 
