@@ -291,7 +291,7 @@ def _draw_run(axes: Axes, row: Json) -> None:
         axes.axvspan(
             one["at_s"], following["at_s"], facecolor=fill, edgecolor=fill, linewidth=1.2, zorder=0, label=words
         )
-    axes.legend(loc="lower left", ncols=len(begins), fontsize=8, framealpha=0.9)
+    axes.legend(loc="lower right", ncols=len(begins), fontsize=8, framealpha=0.9)
     axes.set_xlabel(f"time since the migrate request (s); {_row_name(row).replace(chr(10), ' ')}, the last of the runs")
     axes.set_ylabel("% of the baseline, 10 ms each")
     axes.set_ylim(bottom=0)

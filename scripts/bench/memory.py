@@ -122,9 +122,8 @@ def draw(result: Json, figure: Figure) -> None:
             ]
             line(axes, at, scaled[:-1], label, look)
             axes.plot([1.3 * at[-1]], [scaled[-1]["median"]], marker="D", markersize=5, **look)
-        axes.annotate(
-            f"{format_size(sparse['memory_bytes'])}, sparse", (1.3 * at[-1], 0), fontsize=8, ha="center", va="bottom"
-        )
+        names = [f"{one:g}" for one in at]
+        axes.set_xticks([*at, 1.3 * at[-1]], [*names, f"{format_size(sparse['memory_bytes'])}\nsparse"])
         axes.set_title(words, fontsize=9)
         axes.set_xlabel("guest memory (GiB)")
         axes.set_ylim(bottom=0)
