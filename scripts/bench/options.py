@@ -30,7 +30,7 @@ _NONE, _MAY_BE_NONE = "none", ("rates", "vcpus", "sizes")
 
 
 def _words(option: str) -> str:
-    return f"[default: {_DEFAULTS[option][0]}]"
+    return f"\\[default: {_DEFAULTS[option][0]}]"
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,9 @@ class BenchOptions:
 
     memory: Annotated[
         str | None,
-        typer.Option("--memory", help="Memory of a guest whose size is not varied [default: 2GiB; of a round's 1GiB]."),
+        typer.Option(
+            "--memory", help="Memory of a guest whose size is not varied \\[default: 2GiB; of a round's 1GiB]."
+        ),
     ] = None
     streams: Annotated[
         str | None, typer.Option("--streams", help=f"throughput, cpu: page connections {_words('streams')}.")
