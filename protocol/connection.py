@@ -7,7 +7,8 @@ Our own mistake raises LocalProtocolError before a byte leaves, the peer's Remot
 no more use. `end_of_stream` says whether the peer may stop where it did.
 
 Where the source's Hello lists the capability `checksum` and the destination knows it, every frame from that Hello on carries one.
-It is verified here; that of a frame with a payload by whoever reads the payload, with `Arrival.check`.
+It is verified here; that of a frame with a payload by whoever reads the payload, with `Arrival.check`. Likewise both list the
+codecs that compressed pages may have there.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from pagefire.protocol.messages import (
     MAX_FRAME_PAGES,
     MAX_FRAME_RUNS,
     MAX_ZERO_PAGES,
+    CompressedPages,
     Failure,
     Fetch,
     Hello,
@@ -33,7 +35,7 @@ from pagefire.protocol.messages import (
     Welcome,
     ZeroPages,
 )
-from pagefire.protocol.negotiation import CHECKSUM
+from pagefire.protocol.negotiation import CHECKSUM, codecs_in
 from pagefire.protocol.state import AFTER_WELCOME, CONTROL, STREAMS, WITH_PAYLOAD, Phase, Role, Side
 
 
@@ -58,6 +60,8 @@ class Connection:
         self.phase = Phase.GREETING
         #: Whether frames carry a checksum: known when the Hello has passed.
         self.checksums = False
+        #: By which codecs pages may be compressed here: known when the Welcome has passed.
+        self.codecs: frozenset[str] = frozenset()
         self._decoder = FrameDecoder()
         self._refused: str | None = None
 
@@ -122,8 +126,10 @@ class Connection:
         if isinstance(message, Hello):
             self.role = self._role_of(message)
             self.checksums = CHECKSUM in message.capabilities
+            self.codecs = codecs_in(message.capabilities)
         elif isinstance(message, Welcome):
             self.checksums = self.checksums and CHECKSUM in message.capabilities
+            self.codecs &= codecs_in(message.capabilities)
         if self.role not in (Role.PAGES, Role.FAULT) or self.phase in (Phase.GREETING, Phase.JOINING):
             following = CONTROL.get((self.phase, sender), {}).get(kind)
             if following is None:
@@ -135,6 +141,8 @@ class Connection:
             self.phase = Phase.OVER
         elif kind not in STREAMS[self._known_role, sender]:
             raise ValueError(f"not by the {sender.value} on a {self._known_role.value} connection")
+        elif isinstance(message, CompressedPages) and message.codec not in self.codecs:
+            raise ValueError(f"the codec {message.codec[:40]!r} was not agreed on")
 
     @property
     def _known_role(self) -> Role:
@@ -158,6 +166,9 @@ def _check_size(message: Message, payload_bytes: int) -> None:
     match message:
         case Pages(pages) if payload_bytes != pages.size_bytes:
             raise ValueError(f"{pages.pages} pages announced, {payload_bytes} bytes of payload")
+        # What is not smaller goes as it is: so a receiver needs no more room for what came than for what becomes of it.
+        case CompressedPages(pages) if not 0 < payload_bytes < pages.size_bytes:
+            raise ValueError(f"{pages.pages} compressed pages announced, {payload_bytes} bytes of payload")
         case Switchover(registers_bytes=registers, swapped_bytes=swapped) if (
             min(registers, swapped) < 0 or registers + swapped > payload_bytes
         ):
@@ -165,11 +176,15 @@ def _check_size(message: Message, payload_bytes: int) -> None:
                 f"{registers} bytes of registers and a swap bitmap of {swapped} announced, {payload_bytes} bytes of payload"
             )
         # A receiver holds what one frame names, page by page.
-        case Pages(pages) | Fetch(pages) | Switchover(hot=pages) if pages.pages > MAX_FRAME_PAGES:
+        case Pages(pages) | CompressedPages(pages) | Fetch(pages) | Switchover(hot=pages) if (
+            pages.pages > MAX_FRAME_PAGES
+        ):
             raise ValueError(f"{pages.pages} pages, a frame names {MAX_FRAME_PAGES} at most")
         case ZeroPages(pages) if pages.pages > MAX_ZERO_PAGES:
             raise ValueError(f"{pages.pages} zero pages, a frame names {MAX_ZERO_PAGES} at most")
-        case Pages(pages) | Fetch(pages) | ZeroPages(pages) | Switchover(hot=pages) if len(pages) > MAX_FRAME_RUNS:
+        case Pages(pages) | CompressedPages(pages) | Fetch(pages) | ZeroPages(pages) | Switchover(hot=pages) if (
+            len(pages) > MAX_FRAME_RUNS
+        ):
             raise ValueError(f"{len(pages)} runs of pages, a frame names {MAX_FRAME_RUNS} at most")
         case Populate(pages) if len(pages) > MAX_EXTENT_RUNS:
             raise ValueError(f"{len(pages)} runs of pages, an announcement names {MAX_EXTENT_RUNS} at most")

@@ -21,7 +21,8 @@ import numpy as np
 from pagefire.protocol.errors import RemoteProtocolError
 from pagefire.protocol.pages import PageSet
 
-#: Pages that one Pages or Fetch names at most (8 MiB), and runs, ZeroPages' too: bounds what a receiver has to hold for one frame.
+#: Pages that one Pages, CompressedPages or Fetch names at most (8 MiB), and runs, ZeroPages' too: bounds what a receiver has to
+#: hold for one frame.
 MAX_FRAME_PAGES = 2048
 MAX_FRAME_RUNS = 512
 #: Zero pages that one frame names at most (256 MiB of them).
@@ -179,6 +180,15 @@ class RoundReceived(Message):
 
     kind = 19
     round: int
+
+
+@dataclass(frozen=True, slots=True)
+class CompressedPages(Message):
+    """Contents of `pages`, in ascending order, as payload: packed together by `codec` (codecs.py) into fewer bytes."""
+
+    kind = 20
+    pages: PageSet
+    codec: str
 
 
 @dataclass(frozen=True, slots=True)

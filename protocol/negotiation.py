@@ -6,6 +6,9 @@ must know for it to be used; `REQUIRED` are those without which this release doe
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+from pagefire.protocol.codecs import CODECS
 from pagefire.protocol.errors import PeerRefused
 from pagefire.protocol.messages import Hello, Offer, Welcome
 from pagefire.protocol.pages import PAGE_BYTES
@@ -15,7 +18,9 @@ VERSIONS = (2,)
 REQUIRED = frozenset({"compacted-bitmap", "zero-pages", "postcopy"})
 #: Listed by a source that wants every frame of this connection to carry a checksum; the destination then verifies it.
 CHECKSUM = "checksum"
-CAPABILITIES = tuple(sorted(REQUIRED | {"raw-bitmap", "page-digests", CHECKSUM}))
+#: Codec -> what a source lists on a page connection that may bring pages compressed by it, and a destination that can read them.
+COMPRESSED = {codec: f"compressed-{codec}" for codec in CODECS}
+CAPABILITIES = tuple(sorted(REQUIRED | {"raw-bitmap", "page-digests", CHECKSUM, *COMPRESSED.values()}))
 MODES = ("hybrid", "precopy", "postcopy", "stop-and-copy")
 MAX_STREAMS = 16
 MAX_VCPUS = 256
@@ -34,9 +39,17 @@ def choose_version(hello: Hello) -> int:
     return max(common)
 
 
-def source_capabilities(*, checksum: bool) -> list[str]:
-    """Give what a source lists on one connection."""
-    return [name for name in CAPABILITIES if checksum or name != CHECKSUM]
+def source_capabilities(*, checksum: bool, codecs: Iterable[str] = ()) -> list[str]:
+    """Give what a source lists on one connection, on which it may use these codecs."""
+    unwanted = {name for codec, name in COMPRESSED.items() if codec not in codecs}
+    if not checksum:
+        unwanted.add(CHECKSUM)
+    return [name for name in CAPABILITIES if name not in unwanted]
+
+
+def codecs_in(capabilities: list[str]) -> frozenset[str]:
+    """Give the codecs that are listed among these capabilities."""
+    return frozenset(codec for codec, name in COMPRESSED.items() if name in capabilities)
 
 
 def check_capabilities(offered: list[str], whose: str) -> None:

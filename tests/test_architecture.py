@@ -35,7 +35,7 @@ PURE_LIBRARY = {
     "__future__", "abc", "bisect", "collections", "dataclasses", "decimal", "enum", "functools", "itertools", "math", "operator",
     "re", "struct", "types", "typing", "zlib",
 }  # fmt: skip
-PURE_PACKAGES = {"msgpack", "numpy"}
+PURE_PACKAGES = {"lz4", "msgpack", "numpy", "zstandard"}
 
 #: Module -> how many prints it may have.
 ALLOWED_PRINTS = {

@@ -15,7 +15,14 @@ from types import ModuleType
 from tests.fuzz.limits import INPUT_BYTES
 
 #: Target -> its share of the inputs: the slower, the fewer.
-SHARES = {"frame_decoder": 5, "message_bodies": 6, "bitmap_forms": 3, "conversations": 5, "switchover_payload": 1}
+SHARES = {
+    "frame_decoder": 5,
+    "message_bodies": 6,
+    "bitmap_forms": 3,
+    "conversations": 5,
+    "switchover_payload": 1,
+    "compressed_pages": 2,
+}
 TARGETS = tuple(SHARES)
 CORPUS = Path(__file__).parent / "corpus"
 

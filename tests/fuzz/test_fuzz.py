@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pagefire.protocol import bitmap_compacted, connection, messages
+from pagefire.protocol import bitmap_compacted, codecs, connection, messages
 from pagefire.protocol.connection import Arrival, Connection
 from pagefire.protocol.frames import FrameDecoder, FrameHead
 from pagefire.protocol.state import CONTROL, STREAMS, Phase, Role
@@ -103,6 +103,8 @@ def _forgetful(receive: Callable[..., Arrival | None]) -> Callable[..., Arrival 
             "conversations", Connection, "receive", _forgetful(Connection.receive), id="believes after an error"
         ),
         pytest.param("conversations", connection, "_check_size", lambda *_: None, id="sizes unchecked"),
+        pytest.param("compressed_pages", codecs, "_whole", lambda name, contents, size: contents, id="another size"),
+        pytest.param("compressed_pages", connection, "_check_size", lambda *_: None, id="not smaller"),
         pytest.param("switchover_payload", connection, "_check_size", lambda *_: None, id="parts beyond the payload"),
     ],
 )

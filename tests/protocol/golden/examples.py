@@ -18,7 +18,7 @@ WRITE_VARIABLE = "PAGEFIRE_WRITE_GOLDEN"
 _PAGES = PageSet((3, 1 << 30), (5, (1 << 30) + 1))
 _HELLO = m.Hello(
     versions=[2],
-    capabilities=["compacted-bitmap", "postcopy", "zero-pages"],
+    capabilities=["compacted-bitmap", "compressed-lz4", "postcopy", "zero-pages"],
     role="control",
     index=0,
     session=b"",
@@ -57,7 +57,13 @@ EXAMPLES: dict[str, tuple[m.Message, int]] = {
     ),
     "Welcome": (
         m.Welcome(
-            2, ["postcopy"], bytes(range(16)), bytes(range(16, 32)), "pagefire 0.1", "boot/time:[4026531834]", 30.0
+            2,
+            ["compressed-lz4", "postcopy"],
+            bytes(range(16)),
+            bytes(range(16, 32)),
+            "pagefire 0.1",
+            "boot/time:[4026531834]",
+            30.0,
         ),
         0,
     ),
@@ -91,6 +97,7 @@ EXAMPLES: dict[str, tuple[m.Message, int]] = {
     "Pages": (m.Pages(_PAGES), 3 * 4096),
     "Pages none": (m.Pages(PageSet.empty()), 0),
     "ZeroPages": (m.ZeroPages(_PAGES), 0),
+    "CompressedPages": (m.CompressedPages(_PAGES, "lz4"), 100),
     "RoundEnd": (m.RoundEnd(1), 0),
     "RoundReceived": (m.RoundReceived(300), 0),
     "Switchover": (m.Switchover(256, "compacted", 3, [70_000, 0], 2, _PAGES, 0, 4), 256 + 20),
