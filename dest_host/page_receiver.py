@@ -1,15 +1,21 @@
-"""One page connection at the destination: frames off a wire, by a thread of its own, contents straight into guest memory."""
+"""One page connection at the destination: frames off a wire, by a thread of its own, contents straight into guest memory.
+
+Compressed ones are read and unpacked into memory of this daemon first, at most a frame's pages (8 MiB), and then taken just as
+those that come as they are: the wire gives them to whoever fills pages from it.
+"""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from functools import partial
 
 from pagefire.dest_host.intake import Intake
 from pagefire.dest_host.landing import Landing
+from pagefire.protocol.codecs import new_codec
 from pagefire.protocol.connection import Arrival, Connection
 from pagefire.protocol.errors import LinkLost
-from pagefire.protocol.messages import Failure, Pages, RoundEnd, ZeroPages
+from pagefire.protocol.messages import CompressedPages, Failure, Pages, RoundEnd, ZeroPages
 from pagefire.protocol.transport.frame_stream import refusal
 from pagefire.protocol.transport.wire import Wire
 
@@ -32,6 +38,7 @@ class PageReceiver:
         self._intake = intake
         self._on_round_end = on_round_end
         self._on_end = on_end
+        self._codecs = {name: new_codec(name) for name in connection.codecs}
         self._thread = threading.Thread(target=self._run, name="page-receiver", daemon=True)
 
     def start(self) -> None:
@@ -51,10 +58,14 @@ class PageReceiver:
             self._on_end(error)
 
     def _take(self, arrival: Arrival) -> None:
-        if arrival.check is not None:
-            self._wire.hold(arrival.payload_bytes, arrival.check)
         match arrival.message:
             case Pages(pages):
+                if arrival.check is not None:
+                    self._wire.hold(arrival.payload_bytes, arrival.check)
+                self._intake.take(pages, self._landing)
+            case CompressedPages(pages, codec):
+                unpack = partial(self._codecs[codec].unpack, size_bytes=pages.size_bytes)
+                self._wire.hold(arrival.payload_bytes, arrival.check, unpack)
                 self._intake.take(pages, self._landing)
             case ZeroPages(pages):
                 self._intake.take_zero(pages, self._landing)

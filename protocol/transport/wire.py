@@ -18,7 +18,8 @@ import fcntl
 import os
 import socket
 import sys
-from collections.abc import Iterator, Sequence
+import termios
+from collections.abc import Callable, Iterator, Sequence
 
 from pagefire.protocol.errors import LinkLost, PagefireError
 from pagefire.protocol.frames import Buffer, Check
@@ -105,6 +106,13 @@ class Wire:
         except OSError as error:
             raise _broken(error, "a page connection") from error
 
+    def queued_bytes(self) -> int:
+        """Count what the socket holds that the peer's host has not acknowledged (tcp(7), SIOCOUTQ)."""
+        try:
+            return int.from_bytes(fcntl.ioctl(self.sock.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+        except OSError as error:
+            raise _broken(error, "a page connection") from error
+
     def fill(self, buffers: list[memoryview]) -> None:
         """Fill all of the buffers, in order."""
         if self._held:
@@ -120,8 +128,8 @@ class Wire:
         else:
             self._fill_range(fd, offset, size_bytes)
 
-    def hold(self, size_bytes: int, check: Check) -> None:
-        """Read so many bytes ahead and verify them; `fill` and `fill_range` then give them. Raises RemoteProtocolError.
+    def hold(self, size_bytes: int, check: Check | None, unpack: Callable[[memoryview], bytes] | None = None) -> None:
+        """Read a payload ahead and verify it; `fill` and `fill_range` then give it, unpacked. Raises RemoteProtocolError.
 
         A copy more, and what it buys: nothing that was damaged is ever in the guest's memory, so no page has to be taken back.
         """
@@ -129,9 +137,10 @@ class Wire:
             self._held_room = bytearray(size_bytes)
         held = memoryview(self._held_room)[:size_bytes]
         self._fill([held])
-        check.add(held)
-        check.verify()
-        self._held = held
+        if check is not None:
+            check.add(held)
+            check.verify()
+        self._held = memoryview(unpack(held)) if unpack is not None else held
 
     def pace(self, bytes_per_s: float | None) -> None:
         """Let the kernel send so fast at most, headers included; None: as fast as it can. Any thread, at any time.
