@@ -111,6 +111,9 @@ class TraceInstall:
 class Round:
     """One pre-copy round: `pages` were sent, `zero_pages` of them without payload; `dirty_pages_after` are left at its end.
 
+    payload_bytes: what the others' contents took, 4096 a page but for what was compressed; wire_bytes: that, and all else that the
+    page connections carried.
+
     skipped_pages: written by the guest before their turn came, or given up for a switch that a person asked for; not sent but left.
     dirty_pages_per_s: how many different pages
     the guest wrote per second, in the last 0.5 s between two looks at a round that is so long, else in the whole of it.
@@ -124,6 +127,7 @@ class Round:
     dirty_pages_after: int
     skipped_pages: int
     dirty_pages_per_s: float
+    payload_bytes: int
 
 
 @dataclass(slots=True)
@@ -162,6 +166,32 @@ class Throttle:
     reason: str = ""
     slept_s: list[float] = field(default_factory=list)
     rounds: list[ThrottledRound] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Compression:
+    """What `--compress` did with the pages of rounds, stun and push. Fetched ones always go as they are, and do not count.
+
+    mode: as asked for; where it is off nothing below is counted. codec: what pages were compressed with (None: none were; auto may
+    use several, lz4+zstd). compressed_pages: pages that went compressed; raw_bytes: their contents; sent_bytes: what became of
+    these, without frames; ratio: the one by the other (None: none were). raw_pages: pages with contents that went as they are.
+    pack_s: seconds of the page connections' threads for copying and compressing, in vain or not; samples and sample_s: looks at a
+    few pages and the CPU seconds that they took, not part of pack_s. link_Bps: bytes per second that a page connection was last
+    seen to carry (None: not known). reason: why the last batch of pages went as it did, in words.
+    """
+
+    mode: str
+    codec: str | None = None
+    compressed_pages: int = 0
+    raw_pages: int = 0
+    raw_bytes: int = 0
+    sent_bytes: int = 0
+    ratio: float | None = None
+    pack_s: float = 0.0
+    samples: int = 0
+    sample_s: float = 0.0
+    link_Bps: float | None = None
+    reason: str = ""
 
 
 @dataclass(slots=True)
@@ -328,7 +358,8 @@ class MigrationReport:
     since the migrate request. all_running_s: pause request to the
     first commit of the last vCPU. stall_s: 10 ms buckets with less than half the baseline's commits, summed, from the pause to
     full residency. resident_after_s: resume until the last page is at the destination. wire_bytes: everything that the source
-    sent for this migration, frames included, TCP/IP headers not. throughput_Bps: wire bytes of the pre-copy rounds over their time.
+    sent for this migration, frames included, TCP/IP headers not. throughput_Bps: wire bytes of the pre-copy rounds over their time,
+    whatever they became when they were unpacked.
     stun_pages: sent while the guest stood still, in no round and not after it (pre-copy: all that was left; hybrid: the hot ones).
     dirty_pages_per_s: pages written during the last pre-copy round over its time. recoveries: how often the link was lost after the
     resume and found again; paused_s: for how long there was none.
@@ -363,6 +394,7 @@ class MigrationReport:
     stun_pages: int = 0
     bitmap: Bitmap | None = None
     swap: Swap | None = None
+    compression: Compression | None = None
     postcopy: Postcopy | None = None
     recoveries: int = 0
     paused_s: float | None = None

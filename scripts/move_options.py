@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from pagefire.protocol import bitmap as bitmaps
+from pagefire.protocol.compression import MODES as COMPRESSION_MODES
 from pagefire.protocol.errors import UsageError
 from pagefire.protocol.negotiation import MODES
 from pagefire.protocol.units import parse_duration, parse_throughput
@@ -65,6 +66,14 @@ class MoveOptions:
     streams: Annotated[
         int, typer.Option("--streams", help="Page connections, 1 to 16.", rich_help_panel="Migration")
     ] = 1
+    compress: Annotated[
+        str,
+        typer.Option(
+            "--compress",
+            help="Compress page contents: off, lz4, zstd, or auto: with what pays at the link's speed, if anything does.",
+            rich_help_panel="Migration",
+        ),
+    ] = "off"
     max_bandwidth: Annotated[
         str | None,
         typer.Option(
@@ -131,6 +140,7 @@ class MoveOptions:
         """Parse it; raises UsageError."""
         o.one_of("--mode", self.mode, MODES)
         o.one_of("--bitmap", self.bitmap, bitmaps.FORMS)
+        o.one_of("--compress", self.compress, COMPRESSION_MODES)
         tracing.require_possible()
         if self.on_limit is not None:
             o.one_of("--on-limit", self.on_limit, ("postcopy", "cancel"))
@@ -151,6 +161,7 @@ class MoveOptions:
             on_limit=self.on_limit,
             auto_converge=self.auto_converge,
             streams=self.streams,
+            compress=self.compress,
             max_bandwidth_Bps=parse_throughput(self.max_bandwidth) if self.max_bandwidth is not None else None,
             tracker=tracing.tracker,
             install=tracing.install,

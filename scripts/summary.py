@@ -357,6 +357,8 @@ def _cost(report: Report) -> RenderableType:
         ("on the wire", _words(report, "wire_bytes", write=format_size), "without TCP/IP headers"),
         ("throughput", _words(report, "throughput_Bps", write=format_throughput), "of the pre-copy rounds"),
     ]
+    if (compression := report.get("compression") or {}).get("mode") not in (None, "off"):
+        rows.append(("compressed", *_compressed(compression)))
     cpu = report.get("cpu") or {}
     daemons = " + ".join(_duration(cpu, key) for key in ("source_s", "dest_s"))
     guests = " + ".join(_duration(cpu, key) for key in ("guest_source_s", "guest_dest_s"))
@@ -373,6 +375,16 @@ def _cost(report: Report) -> RenderableType:
         note = f"{_words(connection, 'retransmits', write=format_count)} retransmits, {connection.get('congestion')}"
         rows.append((f"tcp {connection.get('role')}", words, note))
     return _triples(rows)
+
+
+def _compressed(compression: Report) -> tuple[str, str]:
+    """Say what became of the pages, or why they went as they are."""
+    if not compression.get("compressed_pages"):
+        return "nothing", str(compression.get("reason") or NOT_MEASURED)
+    raw, sent = (_words(compression, key, write=format_size) for key in ("raw_bytes", "sent_bytes"))
+    figure = f"{_words(compression, 'ratio', write=_short)} to 1 by {compression.get('codec')}"
+    rest = _words(compression, "raw_pages", write=_pages)
+    return figure, f"{raw} of page contents to {sent}; {rest} went as they are"
 
 
 # -- words and layout ----------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from pagefire.protocol.messages import Aftermath, Resident
 from pagefire.protocol.pages import PAGE_BYTES
 from pagefire.protocol.report import (
     Clock,
+    Compression,
     Cpu,
     GuestShape,
     Host,
@@ -32,6 +33,7 @@ from pagefire.protocol.report import (
 )
 from pagefire.protocol.transport.software import versions
 from pagefire.source_host import measurement
+from pagefire.source_host.departure import Departure
 from pagefire.source_host.guest_tracing import GuestTracing
 from pagefire.source_host.link import Link
 from pagefire.source_host.swapped_pages import has_swap, swapped_in_pages
@@ -178,6 +180,27 @@ def postcopy_of(resident: Resident) -> Postcopy:
         minor_faults=resident.minor_faults,
         fault_us=Percentiles(*resident.fault_us) if len(resident.fault_us) == 3 else None,
         blocktime_s=resident.blocktime_s,
+    )
+
+
+def compression_of(departure: Departure) -> Compression:
+    """Add up what the page connections of all of a migration's links have compressed."""
+    parts = [*departure.earlier_compression, *(departure.link.compression() if departure.link is not None else ())]
+    raw_bytes, sent_bytes = (sum(getattr(part, name) for part in parts) for name in ("raw_bytes", "sent_bytes"))
+    used = {codec for part in parts if part.codec is not None for codec in part.codec.split("+")}
+    return Compression(
+        mode=departure.options.compress,
+        codec="+".join(sorted(used)) or None,
+        compressed_pages=sum(part.compressed_pages for part in parts),
+        raw_pages=sum(part.raw_pages for part in parts),
+        raw_bytes=raw_bytes,
+        sent_bytes=sent_bytes,
+        ratio=raw_bytes / sent_bytes if sent_bytes else None,
+        pack_s=sum(part.pack_s for part in parts),
+        samples=sum(part.samples for part in parts),
+        sample_s=sum(part.sample_s for part in parts),
+        link_Bps=next((part.link_Bps for part in reversed(parts) if part.link_Bps is not None), None),
+        reason=parts[-1].reason if parts else "",
     )
 
 

@@ -16,7 +16,7 @@ from pagefire.protocol.state import Side, Status
 from pagefire.protocol.transport.points import Points
 from pagefire.protocol.transport.software import versions
 from pagefire.protocol.transport.tasks import in_thread
-from pagefire.source_host.accounting import postcopy_of, verify
+from pagefire.source_host.accounting import compression_of, postcopy_of, verify
 from pagefire.source_host.departure import Departure, Emit, OursAgain, forget_record
 
 log = logging.getLogger("pagefire.source")
@@ -74,6 +74,7 @@ class AdoptedMigration:
         self.report.recoveries, self.report.paused_s = departure.recoveries, departure.paused_s
         assert departure.link is not None
         self.report.wire_bytes = departure.link.sent_bytes + departure.earlier_bytes
+        self.report.compression = compression_of(departure)
         self.report.postcopy = postcopy_of(resident)
         departure.link.close_pages()
         await in_thread(self._guest.terminate)

@@ -1,5 +1,7 @@
 """When to stop pre-copy: a pure function of the rounds so far and the time that has passed.
 
+Pages are counted as contents: where they are compressed the link carries more of them than it carries bytes.
+
 Pre-copy: stop when the pages left can be sent within the downtime limit, because then the guest stands still for that long.
 Hybrid: the remainder moves after the resume, so the limit bounds the time to move it (vMotion's switchover goal) and the stun does
 not depend on it; and it stops as soon as a round has gained nothing, or the guest writes as fast as the link carries, because pages
@@ -44,9 +46,19 @@ class Verdict:
 
 
 def bandwidth_Bps(rounds: list[Round]) -> float:
-    """Estimate what the link carries: the largest of the last three rounds, since a small one measures latency."""
+    """Estimate what the link carries of page contents, by the largest of the last three rounds, since a small one measures latency.
+
+    What is left resembles the last round, whose pages were written again. Where those compressed less than the largest round's, the
+    link carries fewer of them; where they compressed more, it may have been the codec and not the link that took the time.
+    """
     largest = max(rounds[-3:], key=lambda r: r.wire_bytes)
-    return largest.wire_bytes / max(largest.duration_s, 1e-6)
+    return largest.wire_bytes / max(largest.duration_s, 1e-6) / max(payload_share(largest), payload_share(rounds[-1]))
+
+
+def payload_share(sent: Round) -> float:
+    """Tell which share of a round's contents was left to be sent: 1 where nothing was compressed, or nothing had contents."""
+    contents_bytes = (sent.pages - sent.zero_pages) * PAGE_BYTES
+    return sent.payload_bytes / contents_bytes if contents_bytes > 0 and sent.payload_bytes > 0 else 1.0
 
 
 def judge(rounds: list[Round], limits: Limits, elapsed_s: float) -> Verdict:
@@ -57,6 +69,7 @@ def judge(rounds: list[Round], limits: Limits, elapsed_s: float) -> Verdict:
     expected_s = left_bytes / max(speed_Bps, 1.0)
     due_pages, dirtied_Bps = last.pages + last.skipped_pages, last.dirty_pages_per_s * PAGE_BYTES
     state = f"{format_count(last.dirty_pages_after)} pages left, {format_duration(expected_s)} at {format_throughput(speed_Bps)}"
+    state += ", compressed" if payload_share(last) < 1 else ""
     limit = f"the limit of {format_duration(limits.downtime_limit_s)}"
     dirt = f"dirty rate {format_throughput(dirtied_Bps)}"
     stopping = f"Stopping pre-copy after round {last.round}"

@@ -25,6 +25,7 @@ from pagefire.protocol.errors import Cancelled, GuestError, LinkLost, PagefireEr
 from pagefire.protocol.messages import Aftermath, Fenced, Handover, Noted, Perished, Released, Resident, Resumed, Taken
 from pagefire.protocol.ownership import Act, Event, Ownership
 from pagefire.protocol.pages import PageSet, pages_of
+from pagefire.protocol.report import Compression
 from pagefire.protocol.state import Side, Status
 from pagefire.protocol.transport.points import Points
 from pagefire.protocol.transport.tasks import beside, in_thread, together
@@ -51,7 +52,9 @@ class OursAgain(PagefireError):
 
 
 #: The options that count after the resume.
-_KEPT_OPTIONS = ("to", "streams", "max_bandwidth_Bps", "keys", "insecure", "checksum", "connect_timeout_s", "silence_s")
+_KEPT_OPTIONS = (
+    "to", "streams", "compress", "max_bandwidth_Bps", "keys", "insecure", "checksum", "connect_timeout_s", "silence_s",
+)  # fmt: skip
 
 
 def leave_record(guest: GuestProcess, session: tuple[bytes, bytes], options: MigrationOptions) -> None:
@@ -83,6 +86,8 @@ class Departure:
         self.recoveries = 0
         self.paused_s = 0.0
         self.earlier_bytes = 0
+        #: What the page connections of earlier links compressed.
+        self.earlier_compression: list[Compression] = []
         self.link: Link | None = None
         self._guest = guest
         self._ownership = Ownership(Side.SOURCE, guest.control)
@@ -315,6 +320,7 @@ class Departure:
         """Close the link there is; more than once does nothing."""
         if self.link is not None:
             self.earlier_bytes += self.link.sent_bytes
+            self.earlier_compression += self.link.compression()
             await self.link.close()
             self.link = None
 

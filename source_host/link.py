@@ -12,11 +12,13 @@ import socket
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from pagefire.guest_workload.guest_config import GuestConfig
 from pagefire.guest_workload.linux.memfd import Mapping
 from pagefire.protocol import negotiation
 from pagefire.protocol.addresses import parse_address
+from pagefire.protocol.compression import codecs_of
 from pagefire.protocol.connection import Connection
 from pagefire.protocol.errors import LinkLost, PagefireError, RemoteProtocolError
 from pagefire.protocol.messages import (
@@ -31,7 +33,7 @@ from pagefire.protocol.messages import (
     Welcome,
 )
 from pagefire.protocol.pages import PAGE_BYTES, PageSet
-from pagefire.protocol.report import Clock, Round
+from pagefire.protocol.report import Clock, Compression, Round
 from pagefire.protocol.state import Phase, Role, Side
 from pagefire.protocol.transport.clock import compare_clocks
 from pagefire.protocol.transport.frame_stream import FrameStream, connect, describe_failure, refusal
@@ -48,12 +50,21 @@ from pagefire.source_host.tracking import Collected
 _LAST_WORDS_S = 0.2
 
 
+class SentTotals(NamedTuple):
+    """What the page connections have sent: pages, the zero pages among them, the others' contents as they went, and all bytes."""
+
+    pages: int
+    zero_pages: int
+    payload_bytes: int
+    wire_bytes: int
+
+
 @dataclass(frozen=True, slots=True)
 class RoundBegun:
     """A round under way: its number, `Link.sent_totals` and the time at its beginning, and what each stream's thread does."""
 
     number: int
-    before: tuple[int, int, int]
+    before: SentTotals
     began_s: float
     sending: list[asyncio.Future[None]]
 
@@ -135,7 +146,7 @@ class Link:
             stream = await self._connect(Role.PAGES)
             await self._greet(stream, Role.PAGES, index)
             self._plain.remove(stream)
-            self.streams.append(PageStream(stream.detach(), stream.connection, self._memory))
+            self.streams.append(PageStream(stream.detach(), stream.connection, self._memory, self._options.compress))
         self.pace(self._options.max_bandwidth_Bps)
         self.faults = await self._connect(Role.FAULT)
         await self._greet(self.faults, Role.FAULT)
@@ -179,21 +190,32 @@ class Link:
         if received.round != begun.number:
             raise LinkLost("the destination acknowledged another round", f"{received.round}, not {begun.number}")
         self.rounds_done = begun.number
-        pages, zero_pages, wire_bytes = (now - then for now, then in zip(self.sent_totals(), begun.before, strict=True))
-        return Round(begun.number, pages, zero_pages, wire_bytes, time.monotonic() - begun.began_s, 0, 0, 0.0)
+        sent, duration_s = self.sent_since(begun), time.monotonic() - begun.began_s
+        return Round(
+            begun.number, sent.pages, sent.zero_pages, sent.wire_bytes, duration_s, 0, 0, 0.0, sent.payload_bytes
+        )
 
-    def sent_totals(self) -> tuple[int, int, int]:
-        """Give the pages, the zero pages among them and the bytes that the page connections have sent so far."""
-        return (
+    def sent_since(self, begun: RoundBegun) -> SentTotals:
+        """Give what the page connections have sent since a round began."""
+        return SentTotals(*(now - then for now, then in zip(self.sent_totals(), begun.before, strict=True)))
+
+    def sent_totals(self) -> SentTotals:
+        """Give what the page connections have sent so far."""
+        return SentTotals(
             sum(stream.sent_pages for stream in self.streams),
             sum(stream.zero_pages for stream in self.streams),
+            sum(stream.payload_bytes for stream in self.streams),
             sum(stream.sent_bytes for stream in self.streams),
         )
+
+    def compression(self) -> list[Compression]:
+        """Give what each page connection has compressed so far; nothing where nothing may be."""
+        return [stream.packing.told() for stream in self.streams if stream.packing is not None]
 
     @property
     def sent_bytes(self) -> int:
         """Everything that was sent, on all connections."""
-        return self.sent_totals()[2] + sum(stream.sent_bytes for stream in self._plain)
+        return self.sent_totals().wire_bytes + sum(stream.sent_bytes for stream in self._plain)
 
     async def abort(self, error: BaseException, outcome: str) -> None:
         """End it in the middle: tell the peer why if that takes no time to speak of, and wait for the page threads."""
@@ -243,12 +265,13 @@ class Link:
 
     async def _greet(self, stream: FrameStream, role: Role, index: int = 0) -> Welcome:
         session, secret = self.session
+        codecs = codecs_of(self._options.compress) if role is Role.PAGES else ()
         await stream.send(
             Hello(
                 versions=list(negotiation.VERSIONS),
                 # What TLS authenticates needs no checksum.
                 capabilities=negotiation.source_capabilities(
-                    checksum=self._options.checksum and not stream.wire.authenticated
+                    checksum=self._options.checksum and not stream.wire.authenticated, codecs=codecs
                 ),
                 role=role.value,
                 index=index,

@@ -38,7 +38,7 @@ from pagefire.protocol.state import Side, Status
 from pagefire.protocol.transport.points import Points
 from pagefire.protocol.transport.tasks import beside, in_thread
 from pagefire.source_host import convergence, hot_pages
-from pagefire.source_host.accounting import Accounting, postcopy_of
+from pagefire.source_host.accounting import Accounting, compression_of, postcopy_of
 from pagefire.source_host.auto_converge import AutoConverge
 from pagefire.source_host.departure import Departure, OursAgain, forget_record, leave_record
 from pagefire.source_host.guest_tracing import GuestTracing
@@ -405,6 +405,7 @@ class OutgoingMigration:
         assert departure.link is not None
         self._accounting.finish(self.report, self._stun, departure.link, self._tracing)
         self.report.wire_bytes += departure.earlier_bytes
+        self.report.compression = compression_of(departure)
         departure.link.close_pages()
         self._tracing.end(guest_lives=False)
         await in_thread(self._guest.terminate)

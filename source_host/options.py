@@ -32,6 +32,7 @@ class MigrationOptions:
     on_limit: str | None = None
     auto_converge: bool = False
     streams: int = 1
+    compress: str = "off"
     max_bandwidth_Bps: float | None = None
     backing: str | None = None
     tracker: str = "auto"

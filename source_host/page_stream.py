@@ -7,7 +7,7 @@ slices of the mapping.
 sendfile queues references to live pages, so what arrives may be newer than the call. Right here, and only here: such a page was
 protected before it was queued, hence is dirty again. Nothing is ever computed from these bytes but "is it zero", and a page that
 stops being zero after that look is dirty again as well. A checksum is computed from them too where one was agreed on: then what is
-summed and sent is a copy, which nobody writes to.
+summed and sent is a copy, which nobody writes to. Likewise what is compressed (packing.py).
 """
 
 from __future__ import annotations
@@ -21,11 +21,21 @@ from typing import ParamSpec
 import numpy as np
 
 from pagefire.guest_workload.linux.memfd import Mapping
+from pagefire.protocol.compression import codecs_of
 from pagefire.protocol.connection import Connection
-from pagefire.protocol.messages import MAX_FRAME_PAGES, MAX_FRAME_RUNS, MAX_ZERO_PAGES, Pages, RoundEnd, ZeroPages
+from pagefire.protocol.messages import (
+    MAX_FRAME_PAGES,
+    MAX_FRAME_RUNS,
+    MAX_ZERO_PAGES,
+    CompressedPages,
+    Pages,
+    RoundEnd,
+    ZeroPages,
+)
 from pagefire.protocol.pages import PAGE_BYTES, PageSet
 from pagefire.protocol.transport.tasks import in_thread
 from pagefire.protocol.transport.wire import Wire
+from pagefire.source_host.packing import Packing
 
 #: Runs of at least this many pages go by sendfile: below, its system call costs more than the copy that it saves.
 SENDFILE_PAGES = 16
@@ -36,10 +46,12 @@ P = ParamSpec("P")
 class PageStream:
     """Sends pages of one guest on one connection. `send_*` block and belong to the stream's thread; `run` brings them there.
 
-    Counts what it sent: `sent_bytes` (frames and payload), `sent_pages`, of them `zero_pages`.
+    Counts what it sent: `sent_bytes` (frames and payload), `sent_pages`, of them `zero_pages`, and the others' `payload_bytes`,
+    compressed or not. `packing` says what was compressed, None where nothing may be.
     """
 
-    def __init__(self, wire: Wire, connection: Connection, memory: Mapping) -> None:
+    def __init__(self, wire: Wire, connection: Connection, memory: Mapping, compress: str = "off") -> None:
+        """`compress` is off, or what to compress with, as far as the peer knows it: a codec, or auto."""
         self._wire = wire
         self._connection = connection
         self._memory_fd = memory.fd
@@ -48,8 +60,12 @@ class PageStream:
         self._bytes = memory.array.data
         self._words = memory.array.view(np.uint64).reshape(-1, _WORDS)
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="pages")
+        self.packing: Packing | None = None
+        if compress != "off":
+            self.packing = Packing(compress, sorted(connection.codecs & set(codecs_of(compress))), memory, wire)
         self.sent_pages = 0
         self.zero_pages = 0
+        self.payload_bytes = 0
 
     @property
     def sock(self) -> socket.socket:
@@ -93,6 +109,8 @@ class PageStream:
         self._wire.close()
 
     def _begin(self, work: Callable[P, None], /, *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[None]:
+        if self.packing is not None:
+            self.packing.begin()
         begun = asyncio.wrap_future(self._executor.submit(work, *args, **kwargs))
         # Where the migration fails before this is awaited, nobody asks how it ended.
         begun.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
@@ -129,6 +147,23 @@ class PageStream:
         self.zero_pages += pages.pages
 
     def _send_contents(self, pages: PageSet) -> None:
+        if self.packing is None:
+            self._send_raw(pages)
+            return
+        for batch in pages.batches(self.packing.batch_pages, MAX_FRAME_RUNS):
+            packed = self.packing.pack(batch)
+            with self.packing.sending(batch, raw=packed is None):
+                if packed is None:
+                    self._send_raw(batch)
+                else:
+                    self._send_packed(batch, *packed)
+
+    def _send_packed(self, pages: PageSet, codec: str, packed: bytes) -> None:
+        self._wire.send([self._connection.send(CompressedPages(pages, codec), len(packed), [packed]), packed])
+        self.sent_pages += pages.pages
+        self.payload_bytes += len(packed)
+
+    def _send_raw(self, pages: PageSet) -> None:
         if self._connection.checksums:
             self._send_copy(pages)
             return
@@ -144,6 +179,7 @@ class PageStream:
         if waiting:
             self._wire.send(waiting)
         self.sent_pages += pages.pages
+        self.payload_bytes += pages.size_bytes
 
     def _send_copy(self, pages: PageSet) -> None:
         """Send pages as they are now: what is summed must be what arrives, and guest memory changes between the two."""
@@ -153,6 +189,7 @@ class PageStream:
         )
         self._wire.send([self._connection.send(Pages(pages), len(copy), [copy]), copy])
         self.sent_pages += pages.pages
+        self.payload_bytes += pages.size_bytes
 
 
 def striped(pages: PageSet, streams: int) -> list[PageSet]:

@@ -147,10 +147,9 @@ class Rounds:
     async def follow(self, begun: RoundBegun, pages: Callable[[], int]) -> None:
         """Tell how far a round has come, until cancelled; `pages` gives how many it will have sent."""
         while True:
-            sent_pages, _, self.progress.sent_bytes = (
-                now - then for now, then in zip(self._link.sent_totals(), begun.before, strict=True)
-            )
-            self._emit({"event": "progress", "round": self.progress.round, "pages": pages(), "sent_pages": sent_pages})
+            sent = self._link.sent_since(begun)
+            self.progress.sent_bytes = sent.wire_bytes
+            self._emit({"event": "progress", "round": self.progress.round, "pages": pages(), "sent_pages": sent.pages})
             await asyncio.sleep(0.1)
 
     def _begun(self, begun: RoundBegun, pages: PageSet) -> None:

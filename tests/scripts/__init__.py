@@ -32,9 +32,11 @@ def completed_report(*, stun_s: float = 0.0124, precopy_s: float = 2.4) -> Migra
     pause_s = setup_s + precopy_s
     total_s = pause_s + stun_s + resident_after_s
     rounds = [
-        Round(1, 262_144, 4_096, 1_060_000_000, 0.75 * precopy_s, 52_300, 0, 52_300 / (0.75 * precopy_s)),
-        Round(2, 52_300, 12, 214_500_000, 0.2 * precopy_s, 11_020, 0, 11_020 / (0.2 * precopy_s)),
-        Round(3, 11_020, 0, 45_200_000, 0.05 * precopy_s, 3_204, 0, 3_204 / (0.05 * precopy_s)),
+        Round(
+            1, 262_144, 4_096, 1_060_000_000, 0.75 * precopy_s, 52_300, 0, 52_300 / (0.75 * precopy_s), 258_048 * 4096
+        ),
+        Round(2, 52_300, 12, 214_500_000, 0.2 * precopy_s, 11_020, 0, 11_020 / (0.2 * precopy_s), 52_288 * 4096),
+        Round(3, 11_020, 0, 45_200_000, 0.05 * precopy_s, 3_204, 0, 3_204 / (0.05 * precopy_s), 11_020 * 4096),
     ]
     return MigrationReport(
         outcome="completed",

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from pagefire.protocol.report import MigrationReport, Round
+from pagefire.protocol.report import Compression, MigrationReport, Round
 from pagefire.scripts.summary import NOT_MEASURED, render_failure, render_summary, stun_words
 
 from . import completed_report
@@ -98,6 +98,19 @@ def test_all_nested_figures_may_be_missing() -> None:
     assert printed({key: {} if isinstance(figure, dict) else figure for key, figure in report.items()})
 
 
+def test_compression_is_mentioned_where_it_was_asked_for() -> None:
+    report = completed_report()
+    assert "compressed" not in flowing(report.as_dict())
+    report.compression = Compression("off")
+    assert "compressed" not in flowing(report.as_dict())
+    report.compression = Compression("auto", "zstd", 25_600, 12, 100 << 20, 32 << 20, 3.125)
+    assert "compressed 3.12 to 1 by zstd 100 MiB of page contents to 32 MiB; 12 pages went as they are" in flowing(
+        report.as_dict()
+    )
+    report.compression = Compression("auto", reason="the link is too fast for it to pay: it carries 2 GB/s")
+    assert "compressed nothing the link is too fast for it to pay: it carries 2 GB/s" in flowing(report.as_dict())
+
+
 def test_uncertain_clocks_make_the_stun_a_range() -> None:
     assert stun_words({"stun_s": 0.0124, "stun_error_s": 0.001}) == "12.4 ms"
     assert stun_words({"stun_s": 0.0124, "stun_error_s": 0.004}) == "8.4 ms to 16.4 ms"
@@ -117,7 +130,7 @@ def test_a_disproved_migration_says_so_in_its_first_words(wrong: dict[str, Any])
 
 def test_many_rounds_are_shown_by_their_ends() -> None:
     report = completed_report()
-    report.rounds = [Round(number, 1000 + number, 0, 4096, 0.1, 10, 0, 100.0) for number in range(1, 31)]
+    report.rounds = [Round(number, 1000 + number, 0, 4096, 0.1, 10, 0, 100.0, 4096) for number in range(1, 31)]
     words = printed(report.as_dict())
     assert "(18 more)" in words
     assert "1,001" in words

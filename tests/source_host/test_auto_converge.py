@@ -42,7 +42,7 @@ def throttles(control: ControlBlock) -> list[int]:
 
 
 def a_round(number: int, pages: int, left: int) -> Round:
-    return Round(number, pages, 0, pages * 4096, 1.0, left, 0, float(left))
+    return Round(number, pages, 0, pages * 4096, 1.0, left, 0, float(left), pages * 4096)
 
 
 @pytest.mark.parametrize("mode", ["hybrid", "postcopy", "stop-and-copy"])

@@ -10,14 +10,24 @@ from hypothesis import strategies as st
 
 from pagefire.protocol.pages import PAGE_BYTES
 from pagefire.protocol.report import Round
-from pagefire.source_host.convergence import NO_GAIN, Limits, bandwidth_Bps, judge
+from pagefire.source_host.convergence import NO_GAIN, Limits, bandwidth_Bps, judge, payload_share
 
 
 def round_of(
-    number: int, pages: int, left: int, *, skipped: int = 0, duration_s: float = 1.0, wire_bytes: int | None = None
+    number: int,
+    pages: int,
+    left: int,
+    *,
+    skipped: int = 0,
+    duration_s: float = 1.0,
+    wire_bytes: int | None = None,
+    share: float = 1.0,
 ) -> Round:
-    sent_bytes = pages * PAGE_BYTES if wire_bytes is None else wire_bytes
-    return Round(number, pages, 0, sent_bytes, duration_s, left, skipped, left / max(duration_s, 1e-6))
+    """Make a round whose pages all had contents, of which compression left a share."""
+    payload_bytes = round(pages * PAGE_BYTES * share)
+    sent_bytes = payload_bytes if wire_bytes is None else wire_bytes
+    rate = left / max(duration_s, 1e-6)
+    return Round(number, pages, 0, sent_bytes, duration_s, left, skipped, rate, payload_bytes)
 
 
 def limits(mode: str = "hybrid", **changes: object) -> Limits:
@@ -32,6 +42,43 @@ def test_little_enough_is_left(mode: str, then: str) -> None:
     assert verdict.reason == (
         "Stopping pre-copy after round 1: 1,296 pages left, 4.94 ms at 1.07 GB/s, within the limit of 50 ms; dirty rate 5.31 MB/s"
     )
+
+
+def test_pages_count_as_contents_where_they_are_compressed() -> None:
+    """A third of them went over the wire in that time, so three times as many may be left."""
+    assert "500 pages left, 15.3 ms at 134 MB/s, " in judge([round_of(1, 32_768, 500)], limits(), 1.0).reason
+    verdict = judge([round_of(1, 98_304, 1500, share=1 / 3)], limits("precopy"), 1.0)
+    assert verdict.reason == (
+        "Stopping pre-copy after round 1: 1,500 pages left, 15.3 ms at 403 MB/s, compressed, within the limit of 50 ms; "
+        "dirty rate 6.14 MB/s"
+    )
+
+
+@pytest.mark.parametrize(
+    ("largest_share", "last_share", "expected_bps"),
+    [
+        (1.0, 1.0, 100e6),
+        (0.25, 0.25, 400e6),
+        # What is left compresses less than what made most of the first round.
+        (0.25, 0.5, 200e6),
+        (0.25, 1.0, 100e6),
+        # It compresses better: the link would carry more, but whether the codec makes more is not known.
+        (0.5, 0.25, 200e6),
+    ],
+)
+def test_what_is_left_compresses_like_the_last_round(
+    largest_share: float, last_share: float, expected_bps: float
+) -> None:
+    pages = round(100e6 / PAGE_BYTES / largest_share)
+    rounds = [round_of(1, pages, 1000, share=largest_share), round_of(2, 1000, 100, duration_s=0.5, share=last_share)]
+    assert bandwidth_Bps(rounds) == pytest.approx(expected_bps, rel=0.001)
+
+
+def test_a_round_without_contents_tells_nothing_of_compression() -> None:
+    zeros = Round(1, 1000, 1000, 5000, 0.1, 10, 0, 100.0, 0)
+    assert payload_share(zeros) == 1.0
+    assert bandwidth_Bps([zeros]) == pytest.approx(50_000)
+    assert payload_share(Round(1, 0, 0, 40, 0.1, 0, 0, 0.0, 0)) == 1.0
 
 
 def test_nothing_is_left() -> None:

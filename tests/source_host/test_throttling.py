@@ -215,7 +215,17 @@ class Precopy:
             left = sum(writer.written for writer in self.writers)
             wire_bytes = int(pages) * PAGE_BYTES
             self.rounds.append(
-                Round(len(self.rounds) + 1, int(pages), 0, wire_bytes, duration_s, int(left), 0, left / duration_s)
+                Round(
+                    len(self.rounds) + 1,
+                    int(pages),
+                    0,
+                    wire_bytes,
+                    duration_s,
+                    int(left),
+                    0,
+                    left / duration_s,
+                    wire_bytes,
+                )
             )
             elapsed_s += duration_s
             verdict = judge(self.rounds, limits, elapsed_s)
@@ -300,7 +310,7 @@ def test_what_was_taken_is_given_back_when_the_guest_calms_down() -> None:
     loud.writers[0].stores_per_s = 4000  # an eighth of what slowed it so far
     for _ in range(40):
         running, readings = loud._during(100_000, 10.0, running)
-        loud.rounds.append(Round(1, 1, 0, 1, 1.0, 1, 0, 1.0))
+        loud.rounds.append(Round(1, 1, 0, 1, 1.0, 1, 0, 1.0, 1))
         running = after(loud._course(100_000, readings), running)
         loud.writers[0].written = loud.writers[0].commits = 0.0
     assert running[0] == pytest.approx(1.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from types import TracebackType
 
 from pagefire.dest_host.intake import Intake
@@ -11,8 +12,10 @@ from pagefire.dest_host.ledger import Ledger
 from pagefire.dest_host.page_receiver import PageReceiver
 from pagefire.dest_host.publishing import Publisher
 from pagefire.guest_workload.linux import memfd
+from pagefire.protocol.compression import codecs_of
 from pagefire.protocol.connection import Connection
 from pagefire.protocol.messages import Hello, Welcome
+from pagefire.protocol.negotiation import source_capabilities
 from pagefire.protocol.pages import PageSet
 from pagefire.protocol.state import Role, Side
 from pagefire.protocol.transport.frame_stream import FrameStream
@@ -22,10 +25,10 @@ from tests.support.secured import KeyRing, wire_pair
 _PATIENCE_S = 60.0
 
 
-def greeted(role: Role, *, checksum: bool = False) -> tuple[Connection, Connection]:
-    """Give both ends of a page or fault connection that has joined its session."""
+def greeted(role: Role, *, checksum: bool = False, codecs: Iterable[str] = ()) -> tuple[Connection, Connection]:
+    """Give both ends of a page or fault connection that has joined its session, on which these codecs may be used."""
     source, destination = Connection(Side.SOURCE, role), Connection(Side.DESTINATION)
-    capabilities = ["checksum"] if checksum else []
+    capabilities = source_capabilities(checksum=checksum, codecs=codecs)
     hello = Hello([2], capabilities, role.value, 0, b"session", b"secret", "test", "guest", 10.0)
     welcome = Welcome(2, capabilities, b"session", b"secret", "test", "machine", 10.0)
     for sender, receiver, message in ((source, destination, hello), (destination, source, welcome)):
@@ -46,8 +49,8 @@ def fault_streams() -> tuple[FrameStream, FrameStream]:
 class PageLink:
     """Page connections from the memory `here` to the memory `there`: senders, receivers and the destination's ledger.
 
-    Used on a running loop. With keys they are encrypted; with `checksum` every frame is verified. `ends` holds the error with which
-    each receiver ended.
+    Used on a running loop. With keys they are encrypted; with `checksum` every frame is verified; `compress` is the sender's
+    choice, of codecs that the receiver knows. `ends` holds the error with which each receiver ended.
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class PageLink:
         publisher: Publisher | None = None,
         ring: KeyRing | None = None,
         checksum: bool = False,
+        compress: str = "off",
     ) -> None:
         self.ledger = Ledger(there.pages)
         # Without a guest nothing is published: a receiver asks its publisher only after the resume.
@@ -69,9 +73,9 @@ class PageLink:
         self._markers: asyncio.Queue[int] = asyncio.Queue()
         loop = asyncio.get_running_loop()
         for _ in range(streams):
-            source, destination = greeted(Role.PAGES, checksum=checksum)
+            source, destination = greeted(Role.PAGES, checksum=checksum, codecs=codecs_of(compress))
             one, wire = wire_pair(ring)
-            self.streams.append(PageStream(one, source, here))
+            self.streams.append(PageStream(one, source, here, compress))
             self.receivers.append(
                 PageReceiver(
                     wire,

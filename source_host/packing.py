@@ -1,0 +1,147 @@
+"""Page contents on their way into a codec: the private copies, samples and measurements of one page connection.
+
+A copy, because guest memory changes under whoever reads it: a codec that meets other bytes on its second look writes nonsense. A
+page that was stored to while it was copied is torn, and dirty again, as one that was stored to in a socket's buffer.
+
+What is decided, and when a sample may be taken, stands in protocol/compression.py; here are the clock and the memory. Each batch
+that is packed is a measurement of its codec. A sample is one of all codecs: a few pages, as often as its share of the time allows.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+
+from pagefire.guest_workload.linux.memfd import Mapping
+from pagefire.protocol import compression
+from pagefire.protocol.codecs import CODECS, new_codec
+from pagefire.protocol.compression import Choice, LinkSpeed, Measured, SampleBudget, Why, choose
+from pagefire.protocol.messages import MAX_FRAME_PAGES
+from pagefire.protocol.pages import PAGE_BYTES, PageSet
+from pagefire.protocol.report import Compression
+from pagefire.protocol.transport.wire import Wire
+from pagefire.protocol.units import format_throughput
+
+
+class Packing:
+    """Packs the batches of one page connection, or leaves them as they are; used by its thread; `told` by any."""
+
+    def __init__(self, mode: str, codecs: Sequence[str], memory: Mapping, wire: Wire) -> None:
+        """`mode` is a codec or auto; `codecs` are those of it that the peer knows, none of which is a reason to send all raw."""
+        self._mode = mode
+        self._codecs = {name: new_codec(name) for name in codecs}
+        self._wire = wire
+        self._pages: npt.NDArray[np.uint8] = memory.array.reshape(-1, PAGE_BYTES)
+        # Memory that is taken when it is first touched.
+        self._room = np.empty((MAX_FRAME_PAGES, PAGE_BYTES), np.uint8)
+        self._measured: dict[str, Measured] = {}
+        self._budget = SampleBudget()
+        self._speed = LinkSpeed()
+        self._busy_s = 0.0
+        self._choice = Choice(None, Why.TOO_FEW if codecs else Why.REFUSED)
+        self._link_bps: float | None = None
+        self._told = Compression(mode)
+
+    @property
+    def batch_pages(self) -> int:
+        """How many pages to decide about at once."""
+        return compression.batch_pages(self._link_bps, self._choice, MAX_FRAME_PAGES)
+
+    def told(self) -> Compression:
+        """Give what was done so far, and why the last batch went as it did."""
+        ratio = self._told.raw_bytes / self._told.sent_bytes if self._told.sent_bytes else None
+        return replace(self._told, ratio=ratio, link_Bps=self._link_bps, reason=self._reason())
+
+    def _reason(self) -> str:
+        parts = [
+            f"{codec} leaves {one.share:.0%} at {format_throughput(one.pack_bps)}"
+            for codec, one in self._measured.copy().items()
+        ]
+        if self._mode == "auto" and self._link_bps is not None:
+            parts.insert(0, f"it carries {format_throughput(self._link_bps)}")
+        return ": ".join([self._choice.why.value, *([", ".join(parts)] if parts else [])])
+
+    def begin(self) -> None:
+        """Sending begins, after a pause or for the first time."""
+        self._speed.begin()
+
+    def pack(self, pages: PageSet) -> tuple[str, bytes] | None:
+        """Give a codec's name and what it made of the contents of `pages`, MAX_FRAME_PAGES at most; None: send them as they are."""
+        if pages.pages < compression.LEAST_PAGES or not self._codecs:
+            return None
+        # With one codec to choose from, what it packs tells as much; only what goes raw has to be looked at.
+        measures_itself = self._mode != "auto" and (self._choice.codec is not None or not self._measured)
+        if not measures_itself and self._budget.allows(self._busy_s):
+            self._sample(pages)
+        if (link_bps := self._speed.bps(time.perf_counter())) is not None:
+            self._link_bps = link_bps
+        self._choice = choose(self._mode, link_bps, self._measured)
+        if (codec := self._choice.codec) is None:
+            return None
+        began_s = time.perf_counter()
+        packed = self._pack(codec, self._copy(pages))
+        self._told.pack_s += time.perf_counter() - began_s
+        if len(packed) > compression.MOST_SHARE * pages.size_bytes:
+            self._choice = Choice(None, Why.INCOMPRESSIBLE)
+            return None
+        self._told.codec = codec if self._told.codec in (None, codec) else "+".join(CODECS)
+        self._told.compressed_pages += pages.pages
+        self._told.raw_bytes += pages.size_bytes
+        self._told.sent_bytes += len(packed)
+        return codec, packed
+
+    @contextmanager
+    def sending(self, pages: PageSet, *, raw: bool) -> Iterator[None]:
+        """Watch the link while a batch is sent within."""
+        began_s = time.perf_counter()
+        self._speed.before_batch(began_s, self._wire.sent_bytes, self._wire.queued_bytes())
+        yield
+        ended_s = time.perf_counter()
+        self._speed.after_batch(ended_s, self._wire.sent_bytes, self._wire.queued_bytes(), raw=raw)
+        self._busy_s += ended_s - began_s
+        if raw:
+            self._told.raw_pages += pages.pages
+
+    def _pack(self, codec: str, contents: npt.NDArray[np.uint8]) -> bytes:
+        """Pack contents that nobody writes to, and note how well that went."""
+        began_s = time.perf_counter()
+        packed = self._codecs[codec].pack(contents.data)
+        took_s = max(time.perf_counter() - began_s, 1e-9)
+        self._busy_s += took_s
+        earlier = self._measured.get(codec)
+        unpack_bps = earlier.unpack_bps if earlier is not None else float("inf")
+        measured = Measured(len(packed) / contents.nbytes, contents.nbytes / took_s, unpack_bps)
+        self._measured[codec] = measured.after(earlier)
+        return packed
+
+    def _sample(self, pages: PageSet) -> None:
+        """Let every codec pack a few pages from all over the batch and, where there is a choice, unpack them again."""
+        # By its CPU time: what else this machine does is not the sample's fault, and must not keep the next one away.
+        began_s = time.thread_time()
+        numbers = pages.page_numbers()
+        sample = self._pages[numbers[:: max(1, numbers.size // compression.SAMPLE_PAGES)][: compression.SAMPLE_PAGES]]
+        for name, codec in self._codecs.items():
+            at_s = time.perf_counter()
+            packed = codec.pack(sample.data)
+            packed_s = time.perf_counter()
+            measured = Measured(len(packed) / sample.nbytes, sample.nbytes / max(packed_s - at_s, 1e-9))
+            if self._mode == "auto":
+                codec.unpack(packed, sample.nbytes)
+                took_s = max(time.perf_counter() - packed_s, 1e-9)
+                measured = replace(measured, unpack_bps=sample.nbytes / took_s)
+            self._measured[name] = measured.after(self._measured.get(name))
+        self._budget.taken(time.thread_time() - began_s)
+        self._told.samples, self._told.sample_s = self._budget.count, self._budget.spent_s
+
+    def _copy(self, pages: PageSet) -> npt.NDArray[np.uint8]:
+        """Copy the contents of `pages`, one behind the other, to where no guest stores; valid until the next call."""
+        at = 0
+        for start, stop in zip(pages.starts.tolist(), pages.stops.tolist(), strict=True):
+            self._room[at : at + stop - start] = self._pages[start:stop]
+            at += stop - start
+        return self._room[:at]
