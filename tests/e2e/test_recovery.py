@@ -26,11 +26,12 @@ def _kernel() -> None:
     need_pagemap_scan()
 
 
-def cut_again_and_again(cuts: int) -> dict[str, int]:
+def cut_again_and_again(cuts: int, *options: str) -> dict[str, int]:
     """Cut the link so often, at random moments of one post-copy; gives what the report counted."""
     moments = random.Random()
+    asked = ("--mode", "postcopy", "--streams", "2", *options, "--json", "-")
     with HostPair(arguments()) as pair, told(pair), Relay(pair.port, bytes_per_s=SLOW) as relay:
-        with pair.migrating("--to", relay.address, "--mode", "postcopy", "--streams", "2", "--json", "-") as migration:
+        with pair.migrating("--to", relay.address, *asked) as migration:
             until(lambda: pair.on_source("guest")["status"] == "postcopy-active", "it does not resume")
             for _ in range(cuts):
                 time.sleep(moments.uniform(0.02, 2.5 / cuts))
@@ -46,11 +47,23 @@ def cut_again_and_again(cuts: int) -> dict[str, int]:
         # Each page of the bitmap was taken once, on whatever link.
         assert postcopy["pushed_pages"] + postcopy["faulted_pages"] == report["bitmap"]["pages"]
         assert_equals_its_twin(pair, "dest")
-    return {"recoveries": report["recoveries"], "pages": report["bitmap"]["pages"]}
+    return {
+        "recoveries": report["recoveries"],
+        "pages": report["bitmap"]["pages"],
+        "compressed_pages": report["compression"]["compressed_pages"],
+    }
 
 
 def test_a_link_that_is_cut_again_and_again(place: Place) -> None:
     assert cut_again_and_again(4)["recoveries"] >= 2
+    place.assert_nothing_left()
+
+
+def test_compressed_pages_over_links_that_are_cut(place: Place) -> None:
+    """What was half-way in comes again; the report adds up what every link compressed."""
+    counted = cut_again_and_again(2, "--compress", "lz4")
+    assert counted["recoveries"] >= 1
+    assert counted["compressed_pages"] > 0
     place.assert_nothing_left()
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from pagefire.protocol.codecs import CODECS
 from tests.e2e.host_pair import HostPair, guest_arguments
 from tests.e2e.replaying import twin_digest
 from tests.support.huge_pages import huge_pages, hugetlb_pool
@@ -53,6 +54,9 @@ def replay(
     postcopy = report["postcopy"]
     assert postcopy["pushed_pages"] + postcopy["faulted_pages"] == report["bitmap"]["pages"]
     assert report["verified"]["problems"] == []
+    if (compress := options.get("compress", "off")) in CODECS:
+        assert report["compression"]["codec"] == compress
+        assert report["compression"]["ratio"] > 1.5
     assert (report["guest"]["backing"], report["guest"]["dest_backing"]) == (backing, dest_backing or backing)
     return report
 
@@ -152,6 +156,11 @@ def test_rounds_that_leave_out_what_is_rewritten_lose_nothing(mode: str, workloa
     assert first["skipped_pages"] > 0
     assert first["pages"] + first["skipped_pages"] == report["guest"]["resident_bytes"] // report["guest"]["page_bytes"]
     assert 0.5 * limit_Bps < first["wire_bytes"] / first["duration_s"] < 1.05 * limit_Bps
+
+
+def test_compressed_pages_arrive_on_hugetlb() -> None:
+    with hugetlb_pool(_POOL_BYTES):
+        replay("hybrid", 2, "oltp", seed=random.randrange(1 << 30), backing="hugetlb", compress="zstd")
 
 
 @pytest.mark.parametrize("mode", MODES)
