@@ -7,6 +7,9 @@ unpacks and then places, and the two work at once, so compressed pages take
 
 which charges too much where the socket's buffer lets packing and sending overlap: what is found to pay, pays. The receiver's part
 keeps compression away from links that are faster than memory can be placed: there the bytes are not what takes the time.
+
+That is what is expected, and what decides what to try. Samples do not see that a machine has other work to do, whoever's end it is,
+and then what was expected is not what comes: so what was tried has to have gone quicker than raw pages did (`Paces`).
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pagefire.protocol.codecs import CODECS
+from pagefire.protocol.pages import PAGE_BYTES
 
 MODES = ("off", *CODECS, "auto")
 #: Pages of which more than this share is left are sent as they are: what it saves is not worth a copy at each end.
@@ -27,14 +31,18 @@ LEAST_GAIN = 0.1
 PLACE_BPS = 1e9
 
 #: Pages that are looked at to tell how a batch would compress (64 KiB of the 1 MiB of a batch), and the share of a stream's time
-#: that this may take.
+#: that this may take. None is taken where the link alone decides (`worth_a_look`).
 SAMPLE_PAGES = 16
-SAMPLE_TIME_SHARE = 0.005
+SAMPLE_TIME_SHARE = 0.003
 #: Fewer pages are sent as they are.
 LEAST_PAGES = 16
 #: Pages that are packed together: in 1 MiB lz4 and zstd find what they find in 8, and while the socket's buffer holds one batch the
 #: next one is packed.
 PACKED_PAGES = 256
+#: For so long what a codec did with whole batches is believed of its speed, and no sample: those are too short to be interrupted.
+BATCH_TELLS_S = 5.0
+#: How long raw pages may go without a look at what comes next. Each look costs a batch, some 20 us of the CPU.
+RAW_BATCH_S = 0.1
 
 
 def codecs_of(mode: str) -> tuple[str, ...]:
@@ -68,6 +76,7 @@ class Why(enum.Enum):
     INCOMPRESSIBLE = "the pages do not compress"
     LINK_UNKNOWN = "the link's speed is not known yet"
     LINK_IS_FAST = "the link is too fast for it to pay"
+    WAS_SLOWER = "it was tried, and raw pages go quicker"
     TOO_FEW = "there were too few pages at a time"
     REFUSED = "the destination does not know the codec"
 
@@ -80,11 +89,11 @@ class Choice:
     why: Why
 
 
-def choose(mode: str, link_bps: float | None, measured: Mapping[str, Measured]) -> Choice:
+def choose(mode: str, link_bps: float | None, measured: Mapping[str, Measured], using: str | None = None) -> Choice:
     """Decide about pages that resemble the measured ones.
 
     `mode` is a codec or auto; `measured` has the codecs that may be used, as far as they were measured. `link_bps` is what the
-    connection carries, None where that is not known.
+    connection carries, None where that is not known. The codec that is in use, `using`, is left for a clearly better one only.
     """
     if mode != "auto":
         known = measured.get(mode)
@@ -96,10 +105,20 @@ def choose(mode: str, link_bps: float | None, measured: Mapping[str, Measured]) 
         return Choice(None, Why.INCOMPRESSIBLE)
     if link_bps is None:
         return Choice(None, Why.LINK_UNKNOWN)
-    best = min(able, key=lambda codec: packed_s_per_byte(link_bps, able[codec]))
-    if packed_s_per_byte(link_bps, able[best]) > (1 - LEAST_GAIN) / link_bps:
+    if not worth_a_look(link_bps):
         return Choice(None, Why.LINK_IS_FAST)
+    best = min(able, key=lambda codec: packed_s_per_byte(link_bps, able[codec]))
+    best_s = packed_s_per_byte(link_bps, able[best])
+    if best_s > (1 - LEAST_GAIN) / link_bps:
+        return Choice(None, Why.LINK_IS_FAST)
+    if using in able and best_s > (1 - LEAST_GAIN) * packed_s_per_byte(link_bps, able[using]):
+        return Choice(using, Why.PAYS)
     return Choice(best, Why.PAYS)
+
+
+def worth_a_look(link_bps: float | None) -> bool:
+    """Tell whether any pages and any codec could make it pay: not where the receiver cannot place what it unpacks as quickly."""
+    return link_bps is None or link_bps < (1 - LEAST_GAIN) * PLACE_BPS
 
 
 def packed_s_per_byte(link_bps: float, measured: Measured) -> float:
@@ -184,10 +203,76 @@ class LinkSpeed:
             self._bytes = self._seconds = 0.0
 
 
+class Paces:
+    """Bytes of contents a second that went raw, and that went packed, packing included; and what follows for the next batch.
+
+    What counts is what has left the socket, by the share that packing left of it, once all that was sent the other way has gone.
+    Where packed pages were slower, codecs rest, while raw ones are quicker than that, for a second, and twice as long each time
+    that they are slower again.
+    """
+
+    WINDOW_S, LEAST_S = 0.5, 0.05
+    FIRST_REST_S, LONGEST_REST_S = 1.0, 16.0
+
+    def __init__(self) -> None:
+        #: Bytes of contents and seconds, by whether they went packed.
+        self._carried = {False: (0.0, 0.0), True: (0.0, 0.0)}
+        self._packed = self._begun = False
+        self._at_s = 0.0
+        self._gone_bytes = self._clean_bytes = 0
+        #: Until when codecs rest, how long the next rest is, and how quick packed pages were.
+        self._rests_until_s, self._rest_s, self._slower_bps = 0.0, self.FIRST_REST_S, 0.0
+
+    def begin(self) -> None:
+        """Nothing was sent for a while."""
+        self._begun = False
+
+    def before_batch(self, sent_bytes: int, *, packed: bool) -> None:
+        """A batch is about to go, packed or raw; so much was sent in all."""
+        if packed != self._packed or not self._begun:
+            self._packed, self._begun, self._clean_bytes = packed, False, sent_bytes
+
+    def after_batch(self, now_s: float, sent_bytes: int, queued_bytes: int, share: float) -> None:
+        """It went, with this share of it left; so much was sent in all, of which the socket holds `queued_bytes`."""
+        gone_bytes = sent_bytes - queued_bytes
+        if not self._begun:
+            self._begun = True
+        elif self._gone_bytes >= self._clean_bytes:
+            contents_bytes, seconds = self._carried[self._packed]
+            contents_bytes += (gone_bytes - self._gone_bytes) / share
+            seconds += now_s - self._at_s
+            while seconds > self.WINDOW_S:
+                contents_bytes, seconds = contents_bytes / 2, seconds / 2
+            self._carried[self._packed] = contents_bytes, seconds
+        self._at_s, self._gone_bytes = now_s, gone_bytes
+
+    def bps(self, *, packed: bool) -> float | None:
+        """Give the pace of raw or of packed pages, None where it is not known."""
+        contents_bytes, seconds = self._carried[packed]
+        return contents_bytes / seconds if seconds >= self.LEAST_S else None
+
+    def checked(self, choice: Choice, now_s: float) -> Choice:
+        """Give the choice of `auto`, or raw pages where these are quicker, or where it is not known how quick they are."""
+        raw_bps, packed_bps = self.bps(packed=False), self.bps(packed=True)
+        if choice.codec is None:
+            return choice
+        if raw_bps is None:
+            return Choice(None, Why.LINK_UNKNOWN)
+        if packed_bps is not None and packed_bps < raw_bps:
+            self._carried[True] = 0.0, 0.0
+            self._rests_until_s, self._slower_bps = now_s + self._rest_s, packed_bps
+            self._rest_s = min(2 * self._rest_s, self.LONGEST_REST_S)
+        elif packed_bps is not None:
+            self._rest_s = self.FIRST_REST_S
+        rests = now_s < self._rests_until_s and raw_bps > self._slower_bps
+        return Choice(None, Why.WAS_SLOWER) if rests else choice
+
+
 def batch_pages(link_bps: float | None, choice: Choice, most_pages: int) -> int:
-    """Give how many pages to decide about at once: all that a frame takes where they go raw, and the link moves them quickly."""
-    raw_and_fast = choice.codec is None and link_bps is not None and link_bps >= PLACE_BPS / 4
-    return most_pages if raw_and_fast else PACKED_PAGES
+    """Give how many pages to decide about at once: where they go raw what the link moves in `RAW_BATCH_S`, `most_pages` at most."""
+    if choice.codec is not None or link_bps is None:
+        return PACKED_PAGES
+    return int(min(max(link_bps * RAW_BATCH_S / PAGE_BYTES, PACKED_PAGES), most_pages))
 
 
 def _middle(one: float, other: float) -> float:

@@ -9,6 +9,7 @@ that is packed is a measurement of its codec. A sample is one of all codecs: a f
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ import numpy.typing as npt
 from pagefire.guest_workload.linux.memfd import Mapping
 from pagefire.protocol import compression
 from pagefire.protocol.codecs import CODECS, new_codec
-from pagefire.protocol.compression import Choice, LinkSpeed, Measured, SampleBudget, Why, choose
+from pagefire.protocol.compression import Choice, LinkSpeed, Measured, Paces, SampleBudget, Why, choose, worth_a_look
 from pagefire.protocol.messages import MAX_FRAME_PAGES
 from pagefire.protocol.pages import PAGE_BYTES, PageSet
 from pagefire.protocol.report import Compression
@@ -40,8 +41,11 @@ class Packing:
         # Memory that is taken when it is first touched.
         self._room = np.empty((MAX_FRAME_PAGES, PAGE_BYTES), np.uint8)
         self._measured: dict[str, Measured] = {}
+        #: When each codec last packed a whole batch.
+        self._packed_at_s: dict[str, float] = {}
         self._budget = SampleBudget()
         self._speed = LinkSpeed()
+        self._paces = Paces()
         self._busy_s = 0.0
         self._choice = Choice(None, Why.TOO_FEW if codecs else Why.REFUSED)
         self._link_bps: float | None = None
@@ -69,18 +73,20 @@ class Packing:
     def begin(self) -> None:
         """Sending begins, after a pause or for the first time."""
         self._speed.begin()
+        self._paces.begin()
 
     def pack(self, pages: PageSet) -> tuple[str, bytes] | None:
         """Give a codec's name and what it made of the contents of `pages`, MAX_FRAME_PAGES at most; None: send them as they are."""
         if pages.pages < compression.LEAST_PAGES or not self._codecs:
             return None
-        # With one codec to choose from, what it packs tells as much; only what goes raw has to be looked at.
-        measures_itself = self._mode != "auto" and (self._choice.codec is not None or not self._measured)
-        if not measures_itself and self._budget.allows(self._busy_s):
-            self._sample(pages)
-        if (link_bps := self._speed.bps(time.perf_counter())) is not None:
+        now_s = time.perf_counter()
+        if (link_bps := self._speed.bps(now_s)) is not None:
             self._link_bps = link_bps
-        self._choice = choose(self._mode, link_bps, self._measured)
+        if self._needs_sample(link_bps) and self._budget.allows(self._busy_s):
+            self._sample(pages)
+        self._choice = choose(self._mode, link_bps, self._measured, self._choice.codec)
+        if self._mode == "auto":
+            self._choice = self._paces.checked(self._choice, now_s)
         if (codec := self._choice.codec) is None:
             return None
         began_s = time.perf_counter()
@@ -95,16 +101,26 @@ class Packing:
         self._told.sent_bytes += len(packed)
         return codec, packed
 
+    def _needs_sample(self, link_bps: float | None) -> bool:
+        if self._mode == "auto":
+            return not self._measured or worth_a_look(link_bps)
+        # With one codec to choose from, what it packs tells as much; only what goes raw has to be looked at.
+        return self._choice.codec is None and bool(self._measured)
+
     @contextmanager
-    def sending(self, pages: PageSet, *, raw: bool) -> Iterator[None]:
-        """Watch the link while a batch is sent within."""
+    def sending(self, pages: PageSet, packed: tuple[str, bytes] | None) -> Iterator[None]:
+        """Watch the link while a batch is sent within, as `pack` has given it."""
         began_s = time.perf_counter()
+        share = 1.0 if packed is None else len(packed[1]) / pages.size_bytes
         self._speed.before_batch(began_s, self._wire.sent_bytes, self._wire.queued_bytes())
+        self._paces.before_batch(self._wire.sent_bytes, packed=packed is not None)
         yield
         ended_s = time.perf_counter()
-        self._speed.after_batch(ended_s, self._wire.sent_bytes, self._wire.queued_bytes(), raw=raw)
+        sent_bytes, queued_bytes = self._wire.sent_bytes, self._wire.queued_bytes()
+        self._speed.after_batch(ended_s, sent_bytes, queued_bytes, raw=packed is None)
+        self._paces.after_batch(ended_s, sent_bytes, queued_bytes, share)
         self._busy_s += ended_s - began_s
-        if raw:
+        if packed is None:
             self._told.raw_pages += pages.pages
 
     def _pack(self, codec: str, contents: npt.NDArray[np.uint8]) -> bytes:
@@ -116,7 +132,10 @@ class Packing:
         earlier = self._measured.get(codec)
         unpack_bps = earlier.unpack_bps if earlier is not None else float("inf")
         measured = Measured(len(packed) / contents.nbytes, contents.nbytes / took_s, unpack_bps)
-        self._measured[codec] = measured.after(earlier)
+        # The first batch after samples says more than these.
+        known = began_s - self._packed_at_s.get(codec, -math.inf) < compression.BATCH_TELLS_S
+        self._measured[codec] = measured.after(earlier if known else None)
+        self._packed_at_s[codec] = began_s
         return packed
 
     def _sample(self, pages: PageSet) -> None:
@@ -134,7 +153,10 @@ class Packing:
                 codec.unpack(packed, sample.nbytes)
                 took_s = max(time.perf_counter() - packed_s, 1e-9)
                 measured = replace(measured, unpack_bps=sample.nbytes / took_s)
-            self._measured[name] = measured.after(self._measured.get(name))
+            earlier = self._measured.get(name)
+            if earlier is not None and at_s - self._packed_at_s.get(name, -math.inf) < compression.BATCH_TELLS_S:
+                measured = replace(measured, pack_bps=earlier.pack_bps)
+            self._measured[name] = measured.after(earlier)
         self._budget.taken(time.thread_time() - began_s)
         self._told.samples, self._told.sample_s = self._budget.count, self._budget.spent_s
 

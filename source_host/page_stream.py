@@ -150,9 +150,10 @@ class PageStream:
         if self.packing is None:
             self._send_raw(pages)
             return
-        for batch in pages.batches(self.packing.batch_pages, MAX_FRAME_RUNS):
+        at_once = self.packing.batch_pages
+        for batch in pages.batches(at_once, MAX_FRAME_RUNS) if pages.pages > at_once else (pages,):
             packed = self.packing.pack(batch)
-            with self.packing.sending(batch, raw=packed is None):
+            with self.packing.sending(batch, packed):
                 if packed is None:
                     self._send_raw(batch)
                 else:

@@ -15,11 +15,13 @@ from pagefire.protocol.compression import (
     Choice,
     LinkSpeed,
     Measured,
+    Paces,
     SampleBudget,
     Why,
     batch_pages,
     choose,
     packed_s_per_byte,
+    worth_a_look,
 )
 from pagefire.protocol.messages import MAX_FRAME_PAGES
 
@@ -74,6 +76,24 @@ def test_a_codec_that_was_asked_for_is_used_wherever_it_saves_bytes(codec: str, 
     assert choose(codec, link_bps, RANDOM) == Choice(None, Why.INCOMPRESSIBLE)
 
 
+def test_a_codec_is_left_for_a_clearly_better_one_only() -> None:
+    alike = {"lz4": Measured(0.40, 450 * MB, 3 * GB), "zstd": Measured(0.38, 420 * MB, 3 * GB)}
+    for using in ("lz4", "zstd"):
+        assert choose("auto", 20 * MB, alike, using) == Choice(using, Why.PAYS)
+    assert choose("auto", 20 * MB, TEXT, "lz4") == Choice("zstd", Why.PAYS)
+    # But not held on to where it does not pay, or does nothing.
+    assert choose("auto", 1.2 * GB, TEXT, "lz4") == Choice(None, Why.LINK_IS_FAST)
+    assert choose("auto", 12 * MB, {"lz4": RANDOM["lz4"], "zstd": TEXT["zstd"]}, "lz4") == Choice("zstd", Why.PAYS)
+
+
+@pytest.mark.parametrize(("link_bps", "worth"), [(None, True), (12 * MB, True), (899 * MB, True), (900 * MB, False)])
+def test_no_look_where_the_receiver_could_not_keep_up_anyway(link_bps: float | None, worth: bool) -> None:
+    assert worth_a_look(link_bps) is worth
+    if link_bps is not None and not worth:
+        at_once = Measured(0.001, 1e12, 1e12)
+        assert choose("auto", link_bps, {"lz4": at_once}) == Choice(None, Why.LINK_IS_FAST)
+
+
 speeds = st.floats(1e5, 1e11)
 shares = st.floats(0.001, 1.1)
 
@@ -103,7 +123,8 @@ def test_a_disturbed_measurement_alone_decides_no_speed() -> None:
         (2 * GB, Choice(None, Why.INCOMPRESSIBLE), MAX_FRAME_PAGES),
         (2 * GB, Choice("lz4", Why.ASKED_FOR), PACKED_PAGES),
         # What takes a second to send is looked at piece by piece: it may not be all alike.
-        (12 * MB, Choice(None, Why.INCOMPRESSIBLE), PACKED_PAGES),
+        (12.288 * MB, Choice(None, Why.INCOMPRESSIBLE), 300),
+        (1 * MB, Choice(None, Why.INCOMPRESSIBLE), PACKED_PAGES),
     ],
 )
 def test_pages_that_are_decided_about_at_once(link_bps: float | None, choice: Choice, pages: int) -> None:
@@ -210,3 +231,86 @@ def test_a_pause_is_not_the_links_fault() -> None:
     link.now_s += 0.9
     send_batches(speed, link, 1, MIB, raw=True)
     assert speed.bps(link.now_s) == pytest.approx(12 * MB, rel=0.1)
+
+
+# -- what was tried ----------------------------------------------------------------------------------------------------
+
+
+def send_paced(paces: Paces, link: Link, count: int, size_bytes: int, *, packed: bool, pack_s: float = 0.0) -> None:
+    """Send batches of 1 MiB of contents, of which packing leaves `size_bytes`."""
+    for _ in range(count):
+        link.pass_time(pack_s)
+        paces.before_batch(link.sent_bytes, packed=packed)
+        link.send(size_bytes)
+        paces.after_batch(*link.reading(), size_bytes / MIB)
+
+
+TRY = Choice("lz4", Why.PAYS)
+REST = Choice(None, Why.WAS_SLOWER)
+
+
+def test_paces_count_contents() -> None:
+    paces, link = Paces(), Link(12 * MB)
+    send_paced(paces, link, 10, MIB, packed=False)
+    assert paces.bps(packed=False) == pytest.approx(12 * MB, rel=0.1)
+    assert paces.bps(packed=True) is None
+    # What was sent raw is still in the socket when the first packed batches are: it does not count as theirs.
+    send_paced(paces, link, 40, MIB // 4, packed=True)
+    assert paces.bps(packed=True) == pytest.approx(48 * MB, rel=0.1)
+    send_paced(paces, link, 10, MIB, packed=False)
+    assert paces.bps(packed=False) == pytest.approx(12 * MB, rel=0.1)
+
+
+def test_nothing_is_tried_before_raw_pages_are_known() -> None:
+    paces, link = Paces(), Link(12 * MB)
+    assert paces.checked(TRY, link.now_s) == Choice(None, Why.LINK_UNKNOWN)
+    send_paced(paces, link, 10, MIB, packed=False)
+    assert paces.checked(TRY, link.now_s) == TRY
+    for raw in (Choice(None, Why.LINK_IS_FAST), Choice(None, Why.INCOMPRESSIBLE)):
+        assert paces.checked(raw, link.now_s) == raw
+
+
+def test_what_pays_goes_on() -> None:
+    paces, link = Paces(), Link(12 * MB)
+    send_paced(paces, link, 10, MIB, packed=False)
+    for _ in range(10):
+        send_paced(paces, link, 10, MIB // 2, packed=True, pack_s=0.002)
+        assert paces.checked(TRY, link.now_s) == TRY
+
+
+def test_what_was_slower_rests_longer_each_time() -> None:
+    """Half the bytes, but packing takes four times as long as sending would."""
+    paces, link = Paces(), Link(120 * MB)
+    rests = []
+    for _ in range(7):
+        send_paced(paces, link, 10, MIB, packed=False)
+        send_paced(paces, link, 12, MIB // 2, packed=True, pack_s=4 * MIB / link.bps)
+        assert paces.checked(TRY, link.now_s) == REST
+        began_s = link.now_s
+        while paces.checked(TRY, link.now_s) == REST:
+            send_paced(paces, link, 10, MIB, packed=False)
+        rests.append(link.now_s - began_s)
+    assert rests == pytest.approx([1, 2, 4, 8, 16, 16, 16], rel=0.1)
+
+
+def test_a_rest_ends_when_raw_pages_are_slower_than_what_rests() -> None:
+    paces, link = Paces(), Link(120 * MB)
+    for _ in range(5):
+        send_paced(paces, link, 20, MIB, packed=False)
+        send_paced(paces, link, 12, MIB // 2, packed=True, pack_s=4 * MIB / link.bps)
+        assert paces.checked(TRY, link.now_s) == REST
+        link.pass_time(10.0)
+        paces.begin()
+    assert paces.checked(TRY, link.now_s) == REST
+    link.bps = 10 * MB
+    send_paced(paces, link, 30, MIB, packed=False)
+    assert paces.checked(TRY, link.now_s) == TRY
+
+
+def test_a_pause_is_nobodys_pace() -> None:
+    paces, link = Paces(), Link(12 * MB)
+    send_paced(paces, link, 10, MIB, packed=False)
+    link.pass_time(100.0)
+    paces.begin()
+    send_paced(paces, link, 10, MIB, packed=False)
+    assert paces.bps(packed=False) == pytest.approx(12 * MB, rel=0.1)
