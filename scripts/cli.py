@@ -250,7 +250,7 @@ def bench(
     benchmark: Annotated[
         str | None,
         typer.Argument(
-            help="throughput, stun, cpu, brownout, faults or memory \\[default: all of them, one after another]."
+            help="throughput, stun, cpu, brownout, faults, memory or compression \\[default: all of them, one after another]."
         ),
     ] = None,
     json_file: o.JsonFile = None,

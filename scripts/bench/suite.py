@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from pagefire.scripts.bench import brownout, cpu, faults, memory, stun, throughput
+from pagefire.scripts.bench import brownout, compression, cpu, faults, memory, stun, throughput
 from pagefire.scripts.bench.plan import Plan, host
 from pagefire.scripts.bench.plot import draw_into
 from pagefire.scripts.report_folder import report_folder, write_whole
@@ -52,6 +52,10 @@ BENCHMARKS = {
     ),
     "memory": Benchmark(
         "Peak memory of the daemons", memory.REFERENCE_WORDS, (10.0, 4.8), memory.measure, memory.tables, memory.draw
+    ),
+    "compression": Benchmark(
+        "Compression", compression.REFERENCE_WORDS, (9.6, 4.8),
+        compression.measure, compression.tables, compression.draw,
     ),
 }  # fmt: skip
 

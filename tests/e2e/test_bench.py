@@ -98,8 +98,21 @@ def memory(result: Json) -> None:
             assert row[f"{side}_own_bytes"]["median"] < 150 * MIB
 
 
+def compression(result: Json) -> None:
+    fast, *slow = result["rows"]
+    assert (fast["link_bps"], fast["contents"], fast["mode"]) == (None, "text", "auto")
+    for row in result["rows"]:
+        assert row["round_s"]["median"] / row["off_round_s"]["median"] == pytest.approx(row["round_ratio"]["median"])
+        assert row["total_s"]["median"] / row["off_total_s"]["median"] == pytest.approx(row["total_ratio"]["median"])
+    # Only root has a slow link; where there is one, compression is of use there.
+    for row in slow:
+        assert row["codec"] is not None
+        assert row["wire_bytes"]["max"] < row["off_wire_bytes"]["min"]
+
+
 CHECKS: dict[str, Callable[[Json], None]] = {
     "throughput": throughput, "stun": stun, "cpu": cpu, "brownout": brownout, "faults": faults, "memory": memory,
+    "compression": compression,
 }  # fmt: skip
 
 
@@ -133,4 +146,4 @@ def test_an_interrupted_benchmark_leaves_nothing(place: Place) -> None:
 def test_a_benchmark_that_does_not_exist_is_refused() -> None:
     code, _, err = run("bench", "speed")
     assert code == 2
-    assert "known are throughput, stun, cpu, brownout, faults, memory" in err
+    assert "known are throughput, stun, cpu, brownout, faults, memory, compression" in err

@@ -200,7 +200,7 @@ def test_auto_begins_raw_and_does_not_take_long_to_know(worlds: Worlds) -> None:
 def test_samples_are_few_and_small(worlds: Worlds) -> None:
     world = World(500 * MB)
     packing = worlds.packing_in(world, "auto")
-    took_s = worlds.send_all(world, packing, times=8)
+    took_s = worlds.send_all(world, packing, times=32)
     told = packing.told()
     assert told.samples > 1
     assert told.sample_s < 0.01 * took_s
