@@ -26,6 +26,7 @@ from pagefire.protocol.messages import Hello, Released, Resident, Taken, Welcome
 from pagefire.protocol.negotiation import CAPABILITIES, choose_version
 from pagefire.protocol.pages import PageSet
 from pagefire.protocol.state import Role, Status
+from pagefire.protocol.transport import heap
 from pagefire.protocol.transport.clock import machine_identity
 from pagefire.protocol.transport.frame_stream import FrameStream
 from pagefire.protocol.transport.security import ListenerSecurity
@@ -95,12 +96,14 @@ class Reception:
         task = asyncio.current_task()
         assert task is not None
         self._running[migration] = task
+        heap.tidy()
         try:
             await migration.run()
         finally:
             del self._running[migration]
             if migration.guest is None:
                 self.migrations.remove(migration)
+            heap.tidy()
 
     def _session_of(self, hello: Hello) -> IncomingMigration | None:
         for migration in self.migrations:

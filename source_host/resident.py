@@ -19,6 +19,7 @@ from pagefire.protocol.ownership import Act, Event, Owner, Ownership
 from pagefire.protocol.pages import pages_of
 from pagefire.protocol.report import MigrationReport
 from pagefire.protocol.state import Side, Status
+from pagefire.protocol.transport import heap
 from pagefire.protocol.transport.control_socket import Emit, Json
 from pagefire.protocol.transport.points import Points
 from pagefire.protocol.transport.tasks import in_thread
@@ -226,10 +227,11 @@ class ResidentGuest:
     # -- the guest, and the end ----------------------------------------------------------------------------------------------
 
     def _begin(self, migration: OutgoingMigration | AdoptedMigration) -> asyncio.Task[MigrationReport]:
+        # What the one before had is free now.
         self._migration = migration
+        heap.tidy()
         self._task = asyncio.create_task(migration.run())
-        # Where nobody waits for it: how it ended stands in its report.
-        self._task.add_done_callback(lambda task: task.cancelled() or task.exception())
+        self._task.add_done_callback(_ended)
         return self._task
 
     def _guest_died(self) -> None:
@@ -291,3 +293,10 @@ class ResidentGuest:
             task.cancel()
         force.cancel()
         await asyncio.gather(task, force, return_exceptions=True)
+
+
+def _ended(task: asyncio.Task[MigrationReport]) -> None:
+    # Where nobody waits for it: how it ended stands in its report.
+    if not task.cancelled():
+        task.exception()
+    heap.tidy()
