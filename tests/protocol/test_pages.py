@@ -176,5 +176,17 @@ def test_a_set_keeps_copies_that_nobody_can_write() -> None:
         pages.starts[0] = 3
 
 
+@given(st.sets(st.integers(0, 40)), st.sets(st.integers(0, 40)))
+def test_disjoint(one: set[int], other: set[int]) -> None:
+    assert PageSet.of_pages(list(one)).disjoint(PageSet.of_pages(list(other))) == one.isdisjoint(other)
+
+
+@given(st.sets(st.integers(0, 60)), st.integers(0, 70), st.integers(0, 70))
+def test_within_is_the_intersection_with_a_span(pages: set[int], start: int, stop: int) -> None:
+    made = PageSet.of_pages(list(pages)).within(start, stop)
+    assert as_set(made) == {page for page in pages if start <= page < stop}
+    assert made == PageSet(made.starts, made.stops)
+
+
 def test_pages_of_counts_a_part_as_one() -> None:
     assert [pages_of(size) for size in (0, 1, PAGE_BYTES, PAGE_BYTES + 1)] == [0, 1, 1, 2]
