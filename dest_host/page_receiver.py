@@ -12,6 +12,7 @@ from functools import partial
 
 from pagefire.dest_host.intake import Intake
 from pagefire.dest_host.landing import Landing
+from pagefire.guest_workload.linux import scheduling
 from pagefire.protocol.codecs import new_codec
 from pagefire.protocol.connection import Arrival, Connection
 from pagefire.protocol.errors import LinkLost
@@ -51,6 +52,7 @@ class PageReceiver:
         self._wire.close()
 
     def _run(self) -> None:
+        scheduling.set_slice(scheduling.BULK_SLICE_NS)
         try:
             while True:
                 self._take(self._next())

@@ -29,7 +29,6 @@ from pagefire.protocol.errors import GuestError, PagefireError, UsageError
 from pagefire.protocol.ownership import Owner
 from pagefire.protocol.transport import runtime_directory
 from pagefire.protocol.transport.control_socket import ControlServer, Emit, Json
-from pagefire.protocol.transport.daemon import SLICE_NS
 from pagefire.protocol.transport.frame_stream import listen
 from pagefire.protocol.transport.points import Points
 from pagefire.protocol.transport.security import ListenerSecurity
@@ -149,7 +148,7 @@ class HostDaemon:
         return self._reception.named(name) or (resident is not None and not resident.left)
 
     async def serve(self, ready: Callable[[str], None]) -> None:
-        scheduling.set_short_slice(SLICE_NS)
+        scheduling.set_slice(scheduling.PROMPT_SLICE_NS)
         try:
             await self._server.start()
             if self._reception is not None:

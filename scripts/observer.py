@@ -24,7 +24,6 @@ from pagefire.guest_workload.linux import scheduling
 from pagefire.guest_workload.observation import open_control
 from pagefire.protocol.errors import PagefireError
 from pagefire.protocol.transport.control_socket import request
-from pagefire.protocol.transport.daemon import SLICE_NS
 
 #: Sampling disturbs what it measures on two busy cores: with 0.1 ms the stun was 21.9 ms, with 0.5 ms 16.6 (medians of five
 #: alternating pairs, one of them the other way round). The period adds to the observation's error, which is held to 1 ms.
@@ -120,7 +119,7 @@ def main() -> None:
     # Seen late is measured wrong: an instrument goes before what it measures where it may (root), else it asks for the scheduler's
     # shortest slice; and for wake-ups without slack.
     if not scheduling.set_real_time():
-        scheduling.set_short_slice(SLICE_NS)
+        scheduling.set_slice(scheduling.PROMPT_SLICE_NS)
     scheduling.set_timer_slack(1)
     guests = request(arguments.source, "guests", timeout_s=5.0)
     source = open_control(guests[arguments.name])

@@ -18,8 +18,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec
 
-import numpy as np
-
+from pagefire.guest_workload.linux import scheduling
 from pagefire.guest_workload.linux.memfd import Mapping
 from pagefire.protocol.compression import codecs_of
 from pagefire.protocol.connection import Connection
@@ -36,10 +35,10 @@ from pagefire.protocol.pages import PAGE_BYTES, PageSet
 from pagefire.protocol.transport.tasks import in_thread
 from pagefire.protocol.transport.wire import Wire
 from pagefire.source_host.packing import Packing
+from pagefire.source_host.zero_look import ZeroLook
 
 #: Runs of at least this many pages go by sendfile: below, its system call costs more than the copy that it saves.
 SENDFILE_PAGES = 16
-_WORDS = PAGE_BYTES // 8
 P = ParamSpec("P")
 
 
@@ -58,8 +57,8 @@ class PageStream:
         # hugetlb has no sendfile (EINVAL).
         self._sendfile_pages = SENDFILE_PAGES if memory.unit_pages == 1 else memory.pages + 1
         self._bytes = memory.array.data
-        self._words = memory.array.view(np.uint64).reshape(-1, _WORDS)
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="pages")
+        self._zeros = ZeroLook(memory)
+        self._executor = ThreadPoolExecutor(1, "pages", scheduling.set_slice, (scheduling.BULK_SLICE_NS,))
         self.packing: Packing | None = None
         if compress != "off":
             self.packing = Packing(compress, sorted(connection.codecs & set(codecs_of(compress))), memory, wire)
@@ -74,6 +73,10 @@ class PageStream:
     @property
     def sent_bytes(self) -> int:
         return self._wire.sent_bytes
+
+    def carried_bytes(self) -> int:
+        """Count what has left the socket and was acknowledged; raises LinkLost."""
+        return self._wire.sent_bytes - self._wire.queued_bytes()
 
     def begin_round(self, written: Iterable[PageSet], holes: PageSet, round_number: int) -> asyncio.Future[None]:
         """Let the thread send these pages and then the round's marker, from now on; `ended` awaits it.
@@ -126,20 +129,12 @@ class PageStream:
     def send_pages(self, pages: PageSet) -> None:
         """Send pages that have contents, in ascending order; zero pages cost no payload. Blocks; raises LinkLost."""
         for batch in pages.batches(MAX_FRAME_PAGES, MAX_FRAME_RUNS):
-            zero = self._zero_among(batch)
+            zero = self._zeros.among(batch)
             for part in zero.batches(MAX_FRAME_PAGES, MAX_FRAME_RUNS):
                 self._send_zero_pages(part)
             filled = batch - zero if zero else batch
             for part in filled.batches(MAX_FRAME_PAGES, MAX_FRAME_RUNS):
                 self._send_contents(part)
-
-    def _zero_among(self, batch: PageSet) -> PageSet:
-        """Find the pages that hold only zeros: one word of each is looked at first, the rest only of those where it is zero."""
-        numbers = batch.page_numbers()
-        candidates = numbers[self._words[numbers, 0] == 0]
-        if not candidates.size:
-            return PageSet.empty()
-        return PageSet.of_pages(candidates[~self._words[candidates].any(axis=1)])
 
     def _send_zero_pages(self, pages: PageSet) -> None:
         self._wire.send([self._connection.send(ZeroPages(pages))])

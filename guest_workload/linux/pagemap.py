@@ -10,7 +10,9 @@ import ctypes
 import enum
 import os
 import struct
+import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TypedDict, Unpack
 
 import numpy as np
@@ -28,6 +30,7 @@ _PAGEMAP_SCAN = 3 << 30 | _ARGUMENT.size << 16 | ord("f") << 8 | 16
 
 #: A buffer of this many regions is 1.5 MiB and is filled by 65,536 scattered pages.
 REGIONS_PER_CALL = 65_536
+_TEAM_REGIONS_PER_CALL = 16_384
 _REGION_BYTES = 24
 #: Where its words lie, behind the size and the flags.
 _START, _END, _WALK_END, _VECTOR, _ROOM = 2, 3, 4, 5, 6
@@ -127,3 +130,29 @@ class Scanner:
                 walked_to = argument[_WALK_END]
         pieces.append(self._buffer[:used].copy())
         return np.concatenate(pieces) if len(pieces) > 1 else pieces[0]
+
+
+class ScanTeam:
+    """Scanners of one page map, each with a thread: the kernel lets them walk one address space side by side.
+
+    Made for the moment at which nothing else runs, a guest that stands still. Owns its threads until `close`.
+    """
+
+    def __init__(self, pagemap_fd: int, members: int) -> None:
+        self.members = members
+        self._scanners = [Scanner(pagemap_fd, _TEAM_REGIONS_PER_CALL) for _ in range(members)]
+        self._threads = ThreadPoolExecutor(max(members - 1, 1), "scan")
+        # The threads are there before they are needed.
+        wait([self._threads.submit(time.sleep, 0.001) for _ in range(members - 1)])
+
+    def scan_ranges(self, parts: Sequence[tuple[Sequence[int], Sequence[int]]], **masks: Unpack[Masks]) -> Regions:
+        """Scan as `Scanner.scan_ranges` does, each part (starts, ends) by another thread; a part for each member at most."""
+        first, *others = zip(self._scanners, parts, strict=False)
+        under_way = [self._threads.submit(one.scan_ranges, *part, **masks) for one, part in others]
+        scanner, part = first
+        regions = scanner.scan_ranges(*part, **masks)
+        return np.concatenate([regions, *(one.result() for one in under_way)]) if under_way else regions
+
+    def close(self) -> None:
+        """End the threads; more than once does nothing."""
+        self._threads.shutdown()

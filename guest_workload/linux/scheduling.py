@@ -22,6 +22,11 @@ _PR_SET_NAME = 15
 _PR_SET_TIMERSLACK = 29
 _SCHED_SETATTR = {"x86_64": 314}.get(platform.machine(), 274)
 
+#: The slice of a thread that answers (the shortest that Linux grants): whoever has a short one is run soon after waking.
+PROMPT_SLICE_NS = 100_000
+#: The slice of a thread that moves pages: a fault, a message, a vCPU that wakes on its CPU goes first.
+BULK_SLICE_NS = 3_000_000
+
 #: struct sched_attr, first version: size, policy, flags, nice, priority, runtime, deadline, period.
 _SCHED_ATTR = struct.Struct("=IIQiIQQQ")
 assert _SCHED_ATTR.size == 48
@@ -51,7 +56,7 @@ def set_real_time() -> bool:
     return True
 
 
-def set_short_slice(slice_ns: int) -> bool:
+def set_slice(slice_ns: int) -> bool:
     """Ask for a time slice (0.1 to 100 ms) for the calling thread, whose niceness stays; False where the kernel refuses.
 
     Since Linux 6.12 EEVDF takes sched_runtime of an ordinary thread as its slice (kernel/sched/syscalls.c); a shorter one is

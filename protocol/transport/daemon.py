@@ -21,8 +21,6 @@ from pagefire.protocol.transport import heap
 
 #: How long a thread may hold the GIL while another waits: the default of 5 ms would be seen in the stun.
 SWITCH_INTERVAL_S = 0.0001
-#: The scheduler's slice that a daemon asks for (the shortest that Linux grants): whoever has a short one is run soon after waking.
-SLICE_NS = 100_000
 
 
 class Daemon(Protocol):

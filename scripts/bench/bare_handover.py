@@ -26,7 +26,6 @@ from pagefire.guest_workload.linux import scheduling
 from pagefire.protocol.errors import PagefireError
 from pagefire.protocol.ownership import Owner
 from pagefire.protocol.pages import GRANULE_BYTES, GRANULE_PAGES
-from pagefire.protocol.transport.daemon import SLICE_NS
 from pagefire.source_host.guest_tracing import GuestTracing
 from pagefire.source_host.hot_pages import WINDOW_S
 from pagefire.source_host.trace_install import InstallOptions
@@ -66,7 +65,7 @@ class BareHandover:
             stack.callback(host.join)
             self._link = stack.enter_context(socket.create_connection(listener.getsockname()))
             self._link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            scheduling.set_short_slice(SLICE_NS)
+            scheduling.set_slice(scheduling.PROMPT_SLICE_NS)
             self._stack = stack.pop_all()
         return self
 
@@ -114,7 +113,7 @@ def _stop(control: ControlBlock) -> None:
 def _other_host(listener: socket.socket, control: ControlBlock) -> None:
     """Answer each first word, and let the guest run at each second one, until the link ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    scheduling.set_short_slice(SLICE_NS)
+    scheduling.set_slice(scheduling.PROMPT_SLICE_NS)
     link, _ = listener.accept()
     link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     while link.recv(len(_WORD), socket.MSG_WAITALL):

@@ -84,17 +84,14 @@ def measure_rounds(
             except FeatureMissing as missing:
                 console.print(f"  left out: {backing}: {missing.what}: {missing.why}", soft_wrap=True)
                 continue
-            source = stack.enter_context(contextlib.closing(memory_of("bench", plan.round_bytes, backing)))
-            _fill_distinct(source)
             shuttle = stack.enter_context(Shuttle(idle_guest(plan.round_bytes, backing)))
             stack.enter_context(all_held_but(needed_bytes, plan.hold_memory, console))
             for case in cases_of(plan, backing):
-                yield case, _pairs(shuttle, source, case, plan.repetitions, needed_bytes, tell)
+                yield case, _pairs(shuttle, case, plan.repetitions, needed_bytes, tell)
 
 
 def _pairs(
     shuttle: Shuttle,
-    source: memfd.Mapping,
     case: Case,
     repetitions: int,
     needed_bytes: int,
@@ -107,8 +104,11 @@ def _pairs(
         return rounds[-1]
 
     def reference() -> Copied:
-        warm_pool(needed_bytes)
-        return copy(source, case.streams, rounds[-1].congestion.encode(), case.backing, cold=case.cold)
+        # Fresh each time, as a guest's memory is that has arrived: what is first read moves to the kernel's list of active pages.
+        with contextlib.closing(memory_of("bench", shuttle.config.memory_bytes, case.backing)) as source:
+            _fill_distinct(source)
+            warm_pool(needed_bytes)
+            return copy(source, case.streams, rounds[-1].congestion.encode(), case.backing, cold=case.cold)
 
     done = []
     for pair in alternate(migrate, reference, repetitions):

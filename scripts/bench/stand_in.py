@@ -16,7 +16,6 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from pagefire.guest_workload.linux import scheduling
-from pagefire.protocol.transport.daemon import SLICE_NS
 from pagefire.scripts.bench.process_figures import cpu_s
 
 _MEMORY_WORDS, _PIECE_WORDS = (64 << 20) // 8, (256 << 10) // 8
@@ -66,7 +65,7 @@ def stand_ins(shares: Sequence[float]) -> Iterator[StandIns]:
 
 def main() -> None:
     share, parent = float(sys.argv[1]), os.getppid()
-    scheduling.set_short_slice(SLICE_NS)
+    scheduling.set_slice(scheduling.PROMPT_SLICE_NS)
     from_words, to_words = np.ones(_MEMORY_WORDS, np.uint64), np.zeros(_MEMORY_WORDS, np.uint64)
     print(_READY, flush=True)
     at, due_s, used_s, then_s = 0, 0.0, time.process_time(), time.monotonic()

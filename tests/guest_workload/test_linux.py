@@ -103,7 +103,7 @@ def test_nice_and_name_are_the_threads_own() -> None:
 
     def thread() -> None:
         scheduling.set_nice(7)
-        scheduling.set_short_slice(1_000_000)
+        scheduling.set_slice(1_000_000)
         scheduling.set_timer_slack(1000)
         scheduling.set_name("a-rather-long-name")
         own = threading.get_native_id()

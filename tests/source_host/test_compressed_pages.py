@@ -21,6 +21,7 @@ from pagefire.protocol.errors import RemoteProtocolError
 from pagefire.protocol.messages import MAX_FRAME_PAGES, CompressedPages
 from pagefire.protocol.pages import GRANULE_PAGES, PAGE_BYTES, PageSet
 from pagefire.source_host.page_stream import PageStream
+from pagefire.source_host.zero_look import LARGE_PAGES
 from tests.conftest import MemoryMaker
 from tests.support.huge_pages import hugetlb_pool
 from tests.support.memory import allocated_pages, contents, fresh
@@ -121,7 +122,7 @@ def test_runs_of_every_shape_arrive(
         if kind in ("zero", "mixed"):
             zero |= run if kind == "zero" else PageSet.of_pages(run.page_numbers()[::2])
 
-    async def send() -> None:
+    async def send() -> int:
         async with link_of(carried, ring, here, there, compress) as link:
             if twice:
                 await link.send_round(sent)
@@ -129,12 +130,15 @@ def test_runs_of_every_shape_arrive(
                 here.array[start * PAGE_BYTES : stop * PAGE_BYTES] = 0
             before = link.zero_pages
             await link.send_round(sent)
-            assert link.zero_pages - before == zero.pages
+            found = link.zero_pages - before
+            # In a large round some that lie alone may be sent as they are (zero_look.py).
+            assert found == zero.pages or (sent.pages >= LARGE_PAGES and found < zero.pages)
             assert not link.ends
+            return found
 
-    asyncio.run(send())
+    found = asyncio.run(send())
     assert np.array_equal(contents(here), contents(there))
-    assert allocated_pages(there) == (sent if twice else sent - zero).pages
+    assert allocated_pages(there) == (sent.pages if twice else sent.pages - found)
     here.close()
     there.close()
 

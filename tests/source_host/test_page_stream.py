@@ -25,6 +25,7 @@ from pagefire.protocol.pages import GRANULE_PAGES, PAGE_BYTES, PageSet
 from pagefire.protocol.state import Role
 from pagefire.protocol.transport.wire import Wire
 from pagefire.source_host.page_stream import SENDFILE_PAGES, PageStream, striped
+from pagefire.source_host.zero_look import LARGE_PAGES
 from tests.conftest import MemoryMaker
 from tests.support.memory import allocated_pages, contents, fresh
 from tests.support.page_link import PageLink, greeted
@@ -97,7 +98,7 @@ def test_runs_of_every_shape_arrive(
     for start, stop in zip(zero.starts, zero.stops, strict=True):
         here.array[start * PAGE_BYTES : stop * PAGE_BYTES] = 0
 
-    async def send() -> None:
+    async def send() -> int:
         async with link_of(carried, ring, here, there, streams) as link:
             if twice:
                 # Over older contents: the other way into memory, and zero pages that have to overwrite.
@@ -108,12 +109,15 @@ def test_runs_of_every_shape_arrive(
                     here.array[start * PAGE_BYTES : stop * PAGE_BYTES] = 0
             before = link.zero_pages
             await link.send_round(sent)
-            assert link.zero_pages - before == zero.pages
+            found = link.zero_pages - before
+            # In a large round some that lie alone may be sent as they are (zero_look.py).
+            assert found == zero.pages or (sent.pages >= LARGE_PAGES and found < zero.pages)
             assert not link.ends
+            return found
 
-    asyncio.run(send())
+    found = asyncio.run(send())
     assert_equal(here, there)
-    assert allocated_pages(there) == (sent if twice else sent - zero).pages
+    assert allocated_pages(there) == (sent.pages if twice else sent.pages - found)
     here.close()
     there.close()
 
