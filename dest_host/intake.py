@@ -42,10 +42,20 @@ class Intake:
         #: Waits of vCPUs, fault read to page published, in ns.
         self.waits_ns: list[int] = []
 
-    def resume_begins(self, missing: PageSet, on_complete: Callable[[], object]) -> None:
-        """From now on pages are those of the bitmap; `on_complete` is called, in any thread, when none is missing."""
+    def foretell(self, missing: PageSet) -> None:
+        """These will be missing at the resume, but for what the switchover says; blocks for as long as that takes to note."""
         self.check_within(missing)
-        self._ledger.set_missing(missing)
+        self._ledger.foretell(missing)
+
+    def resume_begins(
+        self, missing: PageSet, on_complete: Callable[[], object], present: PageSet | None = None
+    ) -> None:
+        """From now on pages are those of the bitmap; `on_complete` is called, in any thread, when none is missing.
+
+        `missing` is what the bitmap names beside what was foretold, `present` what of this has come.
+        """
+        self.check_within(missing)
+        self._ledger.set_missing(missing, present)
         self.resume_goes_on(on_complete)
 
     def resume_goes_on(self, on_complete: Callable[[], object]) -> None:

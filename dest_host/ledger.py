@@ -38,6 +38,8 @@ class Ledger:
         self._unit_pages = unit_pages
         self.states: npt.NDArray[np.uint8] = sparse_zeros(total_pages) if states is None else states
         self._named = PageSet.empty()
+        #: What of `_named` the switchover took back of what was foretold, and what it added; the algebra is left for later.
+        self._taken_back, self._added = PageSet.empty(), PageSet.empty()
         self._lock = threading.Lock()
         #: Pages named by the bitmap and not yet received and published.
         self.missing = 0
@@ -49,17 +51,40 @@ class Ledger:
         return bool((self.states[start:stop] & FILLED).all())
 
     def mark_filled(self, pages: PageSet) -> None:
-        self._add(pages, FILLED)
+        with self._lock:
+            self._add(pages, FILLED)
 
     def filled_among(self, pages: PageSet) -> PageSet:
         where = pages.index()
         return _chosen(pages, (self.states[where] & FILLED) != 0)
 
-    def set_missing(self, pages: PageSet) -> None:
-        """Take over the switchover's bitmap; once, while the guest is parked."""
+    def foretell(self, pages: PageSet) -> None:
+        """Note what the switchover's bitmap will name, as it stands; once, before `set_missing`. Pages may be landing meanwhile."""
+        with self._lock:
+            self._add(pages, MISSING)
+        self._named, self.missing = pages, pages.pages
+
+    def set_missing(self, pages: PageSet, present: PageSet | None = None) -> None:
+        """Take over the switchover's bitmap; once, while the guest is parked.
+
+        `pages` are missing beside those that were foretold, of which those that are `present` after all are not. Costs what these
+        two cost, however much was foretold.
+        """
+        present = present or PageSet.empty()
+        there = present.index()
+        foretold = int(np.count_nonzero(self.states[there] & MISSING))
+        self.states[there] &= np.uint8(0xFF ^ MISSING)
+        known = int(np.count_nonzero(self.states[pages.index()] & MISSING))
         self._add(pages, MISSING)
-        self._named = pages
-        self.missing = pages.pages
+        self._taken_back, self._added = present, pages
+        self.missing += pages.pages - known - foretold
+
+    def _missing_at_the_resume(self) -> PageSet:
+        """Give the pages that the bitmap named, when all of it is known."""
+        if self._taken_back or self._added:
+            self._named = (self._named - self._taken_back) | self._added
+            self._taken_back = self._added = PageSet.empty()
+        return self._named
 
     def adopt(self, extents: PageSet) -> None:
         """Find out what the bytes say that a daemon left which is gone; they are zero outside of `extents`, pages of theirs."""
@@ -76,14 +101,15 @@ class Ledger:
         A page that was claimed and not received may be half-filled: it has to come again, whole.
         """
         with self._lock:
-            missing = _chosen(self._named, (self.states[self._named.index()] & RECEIVED) == 0)
+            named = self._missing_at_the_resume()
+            missing = _chosen(named, (self.states[named.index()] & RECEIVED) == 0)
             if missing:
                 self.states[missing.index()] &= np.uint8(0xFF ^ (CLAIMED | REQUESTED))
         return missing
 
     def received(self) -> tuple[int, int]:
         """Count the pages that came after the resume: those that a fault had asked for, and the others."""
-        states = self.states[self._named.index()]
+        states = self.states[self._missing_at_the_resume().index()]
         states = states[(states & RECEIVED) != 0]
         asked_for = int(np.count_nonzero(states & REQUESTED))
         return asked_for, states.size - asked_for
@@ -91,7 +117,7 @@ class Ledger:
     def detach(self) -> None:
         """The memory of the states is about to go: whoever looks afterwards finds an empty array and no page."""
         self.states = np.empty(0, np.uint8)
-        self._named = PageSet.empty()
+        self._named = self._taken_back = self._added = PageSet.empty()
 
     def claim(self, pages: PageSet) -> PageSet:
         """Test and set: gives those pages that nobody had claimed and that the bitmap named; they are the caller's to fill."""

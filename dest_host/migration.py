@@ -37,6 +37,7 @@ from pagefire.protocol.messages import (
     ClockReading,
     DigestsCompared,
     Failure,
+    Foretold,
     Handover,
     Hello,
     Offer,
@@ -256,6 +257,8 @@ class IncomingMigration:
             match arrival.message:
                 case Populate(pages):
                     await self._populate(pages)
+                case Foretold() as foretold:
+                    await self._foretell(foretold, await self._control.receive_payload(arrival.payload_bytes))
                 case Switchover() as switchover:
                     self._switchover_payload = await self._control.receive_payload(arrival.payload_bytes)
                     return switchover
@@ -272,6 +275,17 @@ class IncomingMigration:
                 await in_thread(self.guest.memory.populate, start, stop)
             self._paging.ledger.mark_filled(pages)
         await self._control.send(Populated())
+
+    async def _foretell(self, foretold: Foretold, coded: bytes) -> None:
+        """Note what will be missing, while the guest still runs at the source."""
+        guest, paging = self.guest, self._paging
+        assert guest is not None
+        assert paging is not None
+
+        def note() -> None:
+            paging.intake.foretell(checkpoint.foretold_pages(foretold, coded, pages_of(guest.memory.size_bytes)))
+
+        await in_thread(note)
 
     async def _install(self, switchover: Switchover) -> None:
         """Make the guest ready to run here: its registers, and what is still missing of its memory."""
@@ -295,7 +309,7 @@ class IncomingMigration:
         drained = time.monotonic()
         guest.control.install_registers(registers)
         guest.control.stop_at = switchover.stop_at
-        paging.intake.resume_begins(missing, self._completed)
+        paging.intake.resume_begins(missing, self._completed, switchover.hot)
         paging.intake.publish_ready(switchover.hot)
         paging.faults.start()
         # From READY on the source may hand over: whoever finds this guest without a daemon has to answer for the session.

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pagefire.protocol.bitmap_compacted import decode_compacted, encode_compacted
 from pagefire.protocol.bitmap_raw import decode_raw, encode_raw
+from pagefire.protocol.bitmap_runs import decode_runs, encode_runs
 from pagefire.protocol.errors import RemoteProtocolError
 from pagefire.protocol.pages import PageSet
 
-_ENCODERS = {"raw": encode_raw, "compacted": encode_compacted}
-_DECODERS = {"raw": decode_raw, "compacted": decode_compacted}
-FORMS = tuple(_ENCODERS)
+_ENCODERS = {"raw": encode_raw, "compacted": encode_compacted, "runs": encode_runs}
+_DECODERS = {"raw": decode_raw, "compacted": decode_compacted, "runs": decode_runs}
+#: What a person chooses from; runs is for what is left when most was foretold.
+FORMS = ("raw", "compacted")
 
 
 def encode_bitmap(form: str, pages: PageSet, total_pages: int) -> bytes:

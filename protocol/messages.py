@@ -192,11 +192,25 @@ class CompressedPages(Message):
 
 
 @dataclass(frozen=True, slots=True)
+class Foretold(Message):
+    """The guest is about to be stopped. Payload: the bitmap of what the destination would need if it stood still now.
+
+    What is coded and noted here need not be in the stun.
+    """
+
+    kind = 21
+    bitmap_form: str
+    remaining_pages: int
+
+
+@dataclass(frozen=True, slots=True)
 class Switchover(Message):
     """The guest stands still. Payload: the registers, the bitmap of what the destination still needs, the swap bitmap.
 
+    Where pages were foretold, the bitmap holds what has to be added to them, and `hot` what is taken from them.
+
     The swap bitmap, the last `swapped_bytes` (compacted; none if 0), names further pages that it needs: those that the source has
-    swapped out, which move last. `remaining_pages` counts the pages of both.
+    swapped out, which move last. `remaining_pages` counts the pages of both bitmaps.
 
     `commits` counts each vCPU's commits since the guest was born. `last_round` is the last round that has begun: it may still be
     under way, and READY is not sent before its marker has arrived. `hot` are pages of the guest that its vCPUs kept writing until

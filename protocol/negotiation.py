@@ -18,9 +18,11 @@ VERSIONS = (2,)
 REQUIRED = frozenset({"compacted-bitmap", "zero-pages", "postcopy"})
 #: Listed by a source that wants every frame of this connection to carry a checksum; the destination then verifies it.
 CHECKSUM = "checksum"
+#: Listed by a destination that takes the bitmap ahead of the stun.
+FORETOLD = "foretold-bitmap"
 #: Codec -> what a source lists on a page connection that may bring pages compressed by it, and a destination that can read them.
 COMPRESSED = {codec: f"compressed-{codec}" for codec in CODECS}
-CAPABILITIES = tuple(sorted(REQUIRED | {"raw-bitmap", "page-digests", CHECKSUM, *COMPRESSED.values()}))
+CAPABILITIES = tuple(sorted(REQUIRED | {"raw-bitmap", "page-digests", CHECKSUM, FORETOLD, *COMPRESSED.values()}))
 MODES = ("hybrid", "precopy", "postcopy", "stop-and-copy")
 MAX_STREAMS = 16
 MAX_VCPUS = 256

@@ -196,13 +196,19 @@ class Compression:
 
 @dataclass(slots=True)
 class Bitmap:
-    """The bitmap at switchover: its size raw (one bit a page of the whole guest) and compacted (what was sent)."""
+    """The bitmap at switchover: its size raw (one bit a page of the whole guest) and compacted (what was sent).
+
+    Of `compacted_bytes` `ahead_bytes` went before the guest was stopped, naming `ahead_pages`; encode_s and decode_s count the
+    rest, in the stun.
+    """
 
     raw_bytes: int
     compacted_bytes: int
     pages: int
     encode_s: float
     decode_s: float
+    ahead_bytes: int = 0
+    ahead_pages: int = 0
 
 
 @dataclass(slots=True)
@@ -360,6 +366,7 @@ class MigrationReport:
     full residency. resident_after_s: resume until the last page is at the destination. wire_bytes: everything that the source
     sent for this migration, frames included, TCP/IP headers not. throughput_Bps: wire bytes of the pre-copy rounds over their time,
     whatever they became when they were unpacked.
+    streams: page connections that were at work at the end.
     stun_pages: sent while the guest stood still, in no round and not after it (pre-copy: all that was left; hybrid: the hot ones).
     dirty_pages_per_s: pages written during the last pre-copy round over its time. recoveries: how often the link was lost after the
     resume and found again; paused_s: for how long there was none.
@@ -391,6 +398,7 @@ class MigrationReport:
     rounds: list[Round] = field(default_factory=list)
     retuned: list[Retuned] = field(default_factory=list)
     throttle: Throttle | None = None
+    streams: int = 0
     stun_pages: int = 0
     bitmap: Bitmap | None = None
     swap: Swap | None = None

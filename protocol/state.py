@@ -59,6 +59,7 @@ class Phase(enum.Enum):
     OFFERED = "offered"
     ACTIVE = "active"
     POPULATING = "populating"
+    FORETOLD = "foretold"
     SWITCHING = "switching"
     READY = "ready"
     COMMITTED = "committed"
@@ -87,9 +88,11 @@ CONTROL: dict[tuple[Phase, Side], dict[type[m.Message], Phase]] = {
     (Phase.SETUP, _S): {m.ClockProbe: Phase.SETUP, m.Offer: Phase.OFFERED},
     (Phase.SETUP, _D): {m.ClockReading: Phase.SETUP},
     (Phase.OFFERED, _D): {m.Accept: Phase.ACTIVE},
-    (Phase.ACTIVE, _S): {m.Populate: Phase.POPULATING, m.Switchover: Phase.SWITCHING},
+    (Phase.ACTIVE, _S): {m.Populate: Phase.POPULATING, m.Foretold: Phase.FORETOLD, m.Switchover: Phase.SWITCHING},
     (Phase.ACTIVE, _D): {m.RoundReceived: Phase.ACTIVE},
     (Phase.POPULATING, _D): {m.Populated: Phase.ACTIVE},
+    (Phase.FORETOLD, _S): {m.Switchover: Phase.SWITCHING},
+    (Phase.FORETOLD, _D): {m.RoundReceived: Phase.FORETOLD},
     (Phase.SWITCHING, _D): {m.RoundReceived: Phase.SWITCHING, m.Ready: Phase.READY},
     (Phase.READY, _S): {m.PageDigests: Phase.READY, m.Handover: Phase.COMMITTED, m.Failure: Phase.OVER},
     (Phase.READY, _D): {m.DigestsCompared: Phase.READY, m.Fenced: Phase.SETTLED},
@@ -120,6 +123,7 @@ MAY_FAIL = frozenset(
         Phase.OFFERED,
         Phase.ACTIVE,
         Phase.POPULATING,
+        Phase.FORETOLD,
         Phase.SWITCHING,
     }
 )
@@ -128,6 +132,7 @@ MAY_BE_LONG = frozenset(
     {
         Phase.ACTIVE,
         Phase.POPULATING,
+        Phase.FORETOLD,
         Phase.SWITCHING,
         Phase.READY,
         Phase.COMMITTED,
@@ -153,4 +158,6 @@ STREAMS: dict[tuple[Role, Side], frozenset[type[m.Message]]] = {
 }
 
 #: Messages that may bring a payload.
-WITH_PAYLOAD: frozenset[type[m.Message]] = frozenset({m.Pages, m.CompressedPages, m.Switchover, m.PageDigests, m.Taken})
+WITH_PAYLOAD: frozenset[type[m.Message]] = frozenset(
+    {m.Pages, m.CompressedPages, m.Foretold, m.Switchover, m.PageDigests, m.Taken}
+)

@@ -10,7 +10,8 @@ import typer
 from pagefire.protocol import bitmap as bitmaps
 from pagefire.protocol.compression import MODES as COMPRESSION_MODES
 from pagefire.protocol.errors import UsageError
-from pagefire.protocol.negotiation import MODES
+from pagefire.protocol.messages import MAX_FRAME_PAGES
+from pagefire.protocol.negotiation import MAX_STREAMS, MODES
 from pagefire.protocol.units import parse_duration, parse_throughput
 from pagefire.scripts import options as o
 from pagefire.source_host.options import MigrationOptions
@@ -64,8 +65,11 @@ class MoveOptions:
         ),
     ] = False
     streams: Annotated[
-        int, typer.Option("--streams", help="Page connections, 1 to 16.", rich_help_panel="Migration")
-    ] = 1
+        str,
+        typer.Option(
+            "--streams", help="Page connections, 1 to 16, or auto: as many as carry more.", rich_help_panel="Migration"
+        ),
+    ] = "1"
     compress: Annotated[
         str,
         typer.Option(
@@ -74,6 +78,14 @@ class MoveOptions:
             rich_help_panel="Migration",
         ),
     ] = "off"
+    prefetch: Annotated[
+        int,
+        typer.Option(
+            "--prefetch",
+            help="After the resume, push next what lies around a fault: an aligned window of so many pages, 0 for none.",
+            rich_help_panel="Migration",
+        ),
+    ] = 0
     max_bandwidth: Annotated[
         str | None,
         typer.Option(
@@ -90,6 +102,14 @@ class MoveOptions:
             rich_help_panel="Migration",
         ),
     ] = "compacted"
+    foretell: Annotated[
+        bool,
+        typer.Option(
+            "--foretell/--no-foretell",
+            help="hybrid: send the bitmap while the guest still runs, and during the stun only what has changed.",
+            rich_help_panel="Migration",
+        ),
+    ] = True
     populate: Annotated[
         bool,
         typer.Option(
@@ -144,8 +164,12 @@ class MoveOptions:
         tracing.require_possible()
         if self.on_limit is not None:
             o.one_of("--on-limit", self.on_limit, ("postcopy", "cancel"))
-        if not 1 <= self.streams <= 16:
-            raise UsageError(f"{self.streams} page connections cannot be had", "1 to 16 can", "change --streams")
+        if not 0 <= self.prefetch <= MAX_FRAME_PAGES:
+            raise UsageError(
+                f"a window of {self.prefetch} pages cannot be pushed at once",
+                f"0 to {MAX_FRAME_PAGES} can",
+                "change --prefetch",
+            )
         if self.max_rounds < 1:
             raise UsageError(
                 f"{self.max_rounds} pre-copy rounds make no pre-copy",
@@ -160,8 +184,9 @@ class MoveOptions:
             max_time_s=parse_duration(self.max_time),
             on_limit=self.on_limit,
             auto_converge=self.auto_converge,
-            streams=self.streams,
+            streams=page_connections(self.streams),
             compress=self.compress,
+            prefetch_pages=self.prefetch,
             max_bandwidth_Bps=parse_throughput(self.max_bandwidth) if self.max_bandwidth is not None else None,
             tracker=tracing.tracker,
             install=tracing.install,
@@ -171,6 +196,7 @@ class MoveOptions:
             install_step_pages=tracing.step_pages,
             install_most_loss=o.loss(tracing.install_loss),
             bitmap=self.bitmap,
+            foretell=self.foretell,
             populate=self.populate,
             verify=self.verify,
             check=self.check,
@@ -180,6 +206,17 @@ class MoveOptions:
             switchover_timeout_s=parse_duration(self.switchover_timeout),
             silence_s=o.link_timeout(self.link_timeout),
         )
+
+
+def page_connections(asked: str) -> int:
+    """Read how many page connections are asked for, 0 for auto; raises UsageError."""
+    if asked == "auto":
+        return 0
+    if not asked.isdecimal() or not 1 <= int(asked) <= MAX_STREAMS:
+        raise UsageError(
+            f"{asked} page connections cannot be had", f"1 to {MAX_STREAMS} can, or auto", "change --streams"
+        )
+    return int(asked)
 
 
 def changes_in_flight(

@@ -23,7 +23,8 @@ _GIB_PAGES = (1 << 30) // PAGE_BYTES
 class Profile:
     """One way to migrate.
 
-    install: stop, loose or rolling; tracer: vcpu or host; granularity: 4K, 2M or auto; bitmap: raw or compacted.
+    install: stop, loose or rolling; tracer: vcpu or host; granularity: 4K, 2M or auto; bitmap: raw or compacted; foretell: sent
+    ahead of the stun.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Profile:
     granularity: str
     bitmap: str
     most_loss: float | None = None
+    foretell: bool = False
 
     @property
     def what(self) -> tuple[str, str, str, str]:
@@ -59,6 +61,7 @@ class Profile:
             install_step_pages=GRANULE_PAGES if self.granularity == "4K" else coarse_step_pages,
             install_most_loss=self.most_loss,
             bitmap=self.bitmap,
+            foretell=self.foretell,
             settle_s=settle_s,
         )
 
@@ -82,7 +85,7 @@ PROFILES: dict[str, Profile] = {
     for profile in (
         _V67,
         _V7,
-        Profile("ours", "rolling", "host", "auto", "compacted", _OUR_MOST_LOSS),
+        Profile("ours", "rolling", "host", "auto", "compacted", _OUR_MOST_LOSS, foretell=True),
         *(replace(_V67, name=f"6.7 + {name}", **fields) for name, fields in ENHANCEMENTS.items()),
         *(replace(_V7, name=f"7 - {name}", **fields) for name, fields in _BEFORE.items()),
     )

@@ -129,6 +129,7 @@ class Accounting:
             seconds = sum(round_.duration_s for round_ in report.rounds)
             report.throughput_Bps = sum(round_.wire_bytes for round_ in report.rounds) / seconds
             report.dirty_pages_per_s = report.rounds[-1].dirty_pages_per_s
+        report.streams = link.count.at_work
         report.tcp = [tcp_connection(role, sock) for role, sock in link.sockets()]
         report.host = Host(platform.release(), os.cpu_count() or 1, psutil.virtual_memory().total, os.getloadavg()[0])
         report.versions = versions()

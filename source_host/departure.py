@@ -53,7 +53,8 @@ class OursAgain(PagefireError):
 
 #: The options that count after the resume.
 _KEPT_OPTIONS = (
-    "to", "streams", "compress", "max_bandwidth_Bps", "keys", "insecure", "checksum", "connect_timeout_s", "silence_s",
+    "to", "streams", "compress", "prefetch_pages", "max_bandwidth_Bps", "keys", "insecure", "checksum", "connect_timeout_s",
+    "silence_s",
 )  # fmt: skip
 
 
@@ -95,7 +96,7 @@ class Departure:
         self._points = points
         self._emit = emit
         self._swapped = swapped or PageSet.empty()
-        self._remaining = postcopy.Remaining(pages or PageSet.empty(), swapped)
+        self._remaining = postcopy.Remaining(pages or PageSet.empty(), swapped, options.prefetch_pages)
         self._retry = asyncio.Event()
         self._taken_back = False
         self._hurried = False
@@ -156,7 +157,7 @@ class Departure:
                     return await self._resident(link)
                 return await beside(
                     # The push has its end too: all pages may be there while a stream still sends what faults have brought.
-                    together(self._resident(link), postcopy.push(remaining, link.streams, self._pushing())),
+                    together(self._resident(link), postcopy.push(remaining, link.streams_at_work, self._pushing())),
                     postcopy.serve_faults(remaining, link.faults, self._guest.memory, self._serving),
                 )
             except (*LINK_ERRORS, PeerRefused) as lost:
@@ -266,7 +267,7 @@ class Departure:
                 raise RemoteProtocolError("the bitmap holds another number of pages than announced", f"{missing.pages}")
             assert self._ownership.on(Event.TAKEN) is Act.MOVE
             await link.take_up()
-        self._remaining = postcopy.Remaining(missing, self._swapped & missing)
+        self._remaining = postcopy.Remaining(missing, self._swapped & missing, self.options.prefetch_pages)
         return taken
 
     async def _believe(self, last_word: Fenced | Perished, link: Link) -> None:

@@ -43,6 +43,7 @@ from pagefire.protocol.transport.tasks import together, uninterrupted
 from pagefire.source_host.options import MigrationOptions
 from pagefire.source_host.outstanding import Outstanding
 from pagefire.source_host.page_stream import PageStream, striped
+from pagefire.source_host.stream_count import AUTO_STREAMS, StreamCount
 from pagefire.source_host.trace_install import Rolling
 from pagefire.source_host.tracking import Collected
 
@@ -85,6 +86,13 @@ class Link:
         self._plain: list[FrameStream] = []
         self._alive: asyncio.Task[None] | None = None
         self.streams: list[PageStream] = []
+        self._connections = options.streams or AUTO_STREAMS
+        self.count = StreamCount(
+            self._connections, automatic=not options.streams, carried_bytes=self._carried_bytes, changed=self._pace_anew
+        )
+        self._most_bps: float | None = None
+        #: Whether the destination takes the bitmap ahead of the stun.
+        self.foretells = False
         self.rounds_done = 0
         #: Identity and secret of the session, once there is one.
         self.session: tuple[bytes, bytes] = (b"", b"")
@@ -94,6 +102,7 @@ class Link:
         options, config = self._options, self._config
         self.control = await self._connect(Role.CONTROL)
         welcome = await self._greet(self.control, Role.CONTROL)
+        self.foretells = negotiation.FORETOLD in welcome.capabilities
         self.session = welcome.session, welcome.secret
         self.clock = await compare_clocks(self.control, welcome.machine, options.connect_timeout_s)
         await self.control.send(
@@ -109,7 +118,7 @@ class Link:
                 seed=config.seed,
                 rate=config.rate,
                 mode=options.mode,
-                streams=options.streams,
+                streams=self._connections,
                 check=options.check,
                 settle_s=options.settle_s,
             )
@@ -142,7 +151,7 @@ class Link:
         await self._open_streams()
 
     async def _open_streams(self) -> None:
-        for index in range(self._options.streams):
+        for index in range(self._connections):
             stream = await self._connect(Role.PAGES)
             await self._greet(stream, Role.PAGES, index)
             self._plain.remove(stream)
@@ -158,11 +167,18 @@ class Link:
 
     def begin_round(self, to_send: Collected) -> RoundBegun:
         """Begin to send one set of pages, an equal part on each connection; the threads are at it when this returns."""
-        return self._begin([[pages] for pages in striped(to_send.written, len(self.streams))], to_send.holes)
+        parts = striped(to_send.written, self.count.at_work)
+        parts += [PageSet.empty()] * (len(self.streams) - len(parts))
+        return self._begin([[pages] for pages in parts], to_send.holes)
 
     def begin_shared_round(self, chunks: Rolling | Outstanding, holes: PageSet) -> RoundBegun:
-        """Begin to send what is given out chunk by chunk, on all connections: each takes the next one when it has sent one."""
-        return self._begin([chunks.chunks() for _ in self.streams], holes)
+        """Begin to send what is given out chunk by chunk: each connection at work takes the next one when it has sent one."""
+        self.count.begin()
+        begun = self._begin([self.count.turns(index, chunks.chunks()) for index in range(len(self.streams))], holes)
+        for sending in begun.sending:
+            # Also one that failed: the others might wait for a turn, and nobody could wait for them.
+            sending.add_done_callback(lambda _: self.count.end())
+        return begun
 
     def _begin(self, written: Sequence[Iterable[PageSet]], holes: PageSet) -> RoundBegun:
         number = self.rounds_done + 1
@@ -208,6 +224,11 @@ class Link:
             sum(stream.sent_bytes for stream in self.streams),
         )
 
+    @property
+    def streams_at_work(self) -> list[PageStream]:
+        """The page connections that pages are sent on."""
+        return self.streams[: self.count.at_work]
+
     def compression(self) -> list[Compression]:
         """Give what each page connection has compressed so far; nothing where nothing may be."""
         return [stream.packing.told() for stream in self.streams if stream.packing is not None]
@@ -238,8 +259,15 @@ class Link:
 
         What faults ask for is not held up: it goes by its own connection, as fast as vCPUs can ask.
         """
+        self._most_bps = bytes_per_s
+        self._pace_anew()
+
+    def _pace_anew(self) -> None:
         for stream in self.streams:
-            stream.pace(None if bytes_per_s is None else bytes_per_s / len(self.streams))
+            stream.pace(None if self._most_bps is None else self._most_bps / self.count.at_work)
+
+    def _carried_bytes(self) -> int:
+        return sum(stream.carried_bytes() for stream in self.streams)
 
     def close_pages(self) -> None:
         """No page is needed any more: close all but the control connection."""

@@ -20,11 +20,12 @@ from pagefire.guest_workload.guest_process import GuestProcess
 from pagefire.guest_workload.linux.memfd import data_extents
 from pagefire.guest_workload.page_digests import page_digests
 from pagefire.protocol.bitmap import encode_bitmap
-from pagefire.protocol.bitmap_raw import raw_bytes
+from pagefire.protocol.bitmap_runs import form_of
 from pagefire.protocol.errors import Cancelled, GuestError, PagefireError
 from pagefire.protocol.messages import (
     MAX_EXTENT_RUNS,
     DigestsCompared,
+    Foretold,
     PageDigests,
     Populate,
     Populated,
@@ -33,7 +34,7 @@ from pagefire.protocol.messages import (
 )
 from pagefire.protocol.ownership import Act, Event, Ownership
 from pagefire.protocol.pages import PageSet, pages_of
-from pagefire.protocol.report import Bitmap, MigrationReport, Retuned
+from pagefire.protocol.report import MigrationReport, Retuned
 from pagefire.protocol.state import Side, Status
 from pagefire.protocol.transport.points import Points
 from pagefire.protocol.transport.tasks import beside, in_thread
@@ -55,6 +56,8 @@ log = logging.getLogger("pagefire.source")
 
 #: Digests that one message compares: if every second page differs, the answer still fits a frame.
 _DIGEST_BATCH_PAGES = 1 << 16
+#: Which of the windows before the stun begins with the foretelling: the destination has the last two to note it.
+_FORETELL_AT = hot_pages.WINDOWS - 2
 
 
 class OutgoingMigration:
@@ -77,6 +80,10 @@ class OutgoingMigration:
             leaves_swapped=options.mode in ("hybrid", "postcopy"),
         )  # fmt: skip
         self._last_written = PageSet.empty()
+        #: What the destination was told ahead of the stun that it will lack, and what was collected since; all unsent besides.
+        self._foretold: Collected | None = None
+        self._foretold_bytes = 0
+        self._since = NOTHING
         self._hot = HotPages(enabled=guest.memory.unit_pages == 1)
         self._ownership = Ownership(Side.SOURCE, guest.control)
         #: The part after the commit point.
@@ -223,8 +230,10 @@ class OutgoingMigration:
         """
         late = NOTHING
         if self.options.mode == "hybrid" and self._tracing.tracker is not None:
-            for _ in range(hot_pages.WINDOWS):
+            for window in range(hot_pages.WINDOWS):
                 await in_thread(self._take_in, late)
+                if window == _FORETELL_AT and self.options.foretell and self._link.foretells:
+                    await self._foretell()
                 await in_thread(self._rehearse)
                 await asyncio.sleep(hot_pages.WINDOW_S)
                 late = await in_thread(self._tracing.tracker.collect_and_clear)
@@ -234,13 +243,33 @@ class OutgoingMigration:
         """Add a late collection to what is unsent; a window in which nothing was written tells nothing."""
         if late:
             late = self._rounds.news_of(late)
-            self._rounds.unsent |= late
+            if self._foretold is None:
+                self._rounds.unsent |= late
+            else:
+                self._since |= late
             self._hot.note(late.written)
+
+    async def _foretell(self) -> None:
+        """Tell the destination what it lacks as it stands: to code and to note all that would take a third of the stun."""
+        left = self._rounds.unsent
+        named = left.written | left.holes
+        coded = await in_thread(encode_bitmap, self.options.bitmap, named, pages_of(self._guest.memory.size_bytes))
+        await self._link.control.send(Foretold(self.options.bitmap, named.pages), coded)
+        self._foretold, self._foretold_bytes = Collected(named, left.holes), len(coded)
 
     def _rehearse(self) -> None:
         """Compute once for nothing what the stun computes: it costs more where code and memory are cold."""
-        self._divided(self._rounds.unsent)
-        encode_bitmap(self.options.bitmap, self._rounds.unsent.written, pages_of(self._guest.memory.size_bytes))
+        news = self._unsaid
+        self._divided(news)
+        encode_bitmap(
+            form_of(news.written, foretold=self._foretold is not None, chosen=self.options.bitmap),
+            news.written,
+            pages_of(self._guest.memory.size_bytes),
+        )
+
+    @property
+    def _unsaid(self) -> Collected:
+        return self._rounds.unsent if self._foretold is None else self._since
 
     # -- the stun ------------------------------------------------------------------------------------------------------------
 
@@ -262,11 +291,16 @@ class OutgoingMigration:
         last_round = self._rounds.begin(at_once) if at_once else None
         self.report.stun_pages = at_once.written.pages + at_once.holes.pages
         stun.mark("scanned")
-        stun.swapped = self._rounds.swapped.pages - self._rounds.unsent.written - self._last_written - later.holes
-        named = (later.written | later.holes) - stun.swapped
-        self.remaining = stun.remaining = named | stun.swapped
+        named = later.written | later.holes
+        if self._rounds.swapped.pages:
+            unsent, since = self._rounds.unsent, self._since
+            stun.swapped = (
+                self._rounds.swapped.pages - unsent.written - since.written - self._last_written - later.holes
+            )
+            named -= stun.swapped
         total_pages = pages_of(self._guest.memory.size_bytes)
-        coded = encode_bitmap(self.options.bitmap, named, total_pages)
+        form = form_of(named, foretold=self._foretold is not None, chosen=self.options.bitmap)
+        coded = encode_bitmap(form, named, total_pages)
         swap_coded = encode_bitmap("compacted", stun.swapped, total_pages) if stun.swapped else b""
         stun.swap_bitmap_bytes = len(swap_coded)
         stun.mark("coded")
@@ -275,11 +309,11 @@ class OutgoingMigration:
         stun.commits = control.registers[:, 0].tolist()
         switchover = Switchover(
             registers_bytes=len(registers),
-            bitmap_form=self.options.bitmap,
-            remaining_pages=stun.remaining.pages,
+            bitmap_form=form,
+            remaining_pages=named.pages + stun.swapped.pages,
             commits=stun.commits,
             last_round=last_round.number if last_round else self._link.rounds_done,
-            hot=at_once.written if later else PageSet.empty(),
+            hot=at_once.written if later or self._foretold else PageSet.empty(),
             stop_at=control.stop_at,
             swapped_bytes=len(swap_coded),
         )
@@ -287,9 +321,13 @@ class OutgoingMigration:
         # trip is saved. It may be at work before `send` returns, so the instant is taken before.
         stun.mark("sent")
         await self._link.control.send(switchover, registers + coded + swap_coded)
+        # While the destination is at it.
+        if self._foretold is not None:
+            named |= self._foretold.written - at_once.written
+        self.remaining = stun.remaining = named | stun.swapped
         await self._points.reached("bitmap-sent")
         if last_round:
-            timeout_s = self.options.switchover_timeout_s if later else None
+            timeout_s = self.options.switchover_timeout_s if later or self._foretold else None
             await beside(
                 self._link.end_round(last_round, timeout_s),
                 self._rounds.follow(last_round, lambda: at_once.written.pages),
@@ -300,13 +338,8 @@ class OutgoingMigration:
             await self._verify(pages | self._rounds.sent)
         await self._points.reached("ready")
         stun.mark("verified")
-        stun.bitmap = Bitmap(
-            raw_bytes=raw_bytes(total_pages),
-            compacted_bytes=len(coded) + len(swap_coded),
-            pages=stun.remaining.pages,
-            encode_s=(stun.coded_ns - stun.scanned_ns) / 1e9,
-            decode_s=stun.ready.decode_s,
-        )
+        ahead_pages = self._foretold.written.pages if self._foretold is not None else 0
+        stun.note_bitmap(total_pages, len(coded) + len(swap_coded), self._foretold_bytes, ahead_pages)
 
     async def _quiesce(self) -> None:
         """Wait until every vCPU is parked. Sleeps on the futex in slices, so that a dead guest or a cancel is still noticed."""
@@ -322,14 +355,14 @@ class OutgoingMigration:
                 )
 
     async def _final_scan(self, pages: PageSet) -> Collected:
-        """Find what the destination lacks now that nothing writes any more: what was collected and not sent, and this collection.
+        """Find what the destination lacks now that nothing writes any more, and was not foretold: unsent, and this collection.
 
         On the loop, not in a thread: two changes of thread cost more than the scan of a small guest, and nothing else is due.
         """
         if self._tracing.tracker is not None:
             last = self._rounds.news_of(self._tracing.tracker.collect_last())
             self._last_written = last.written
-            return self._rounds.unsent | last
+            return self._unsaid | last
         memory = self._guest.memory
         return Collected(await in_thread(data_extents, memory.fd, 0, memory.size_bytes), PageSet.empty())
 
@@ -338,6 +371,8 @@ class OutgoingMigration:
         if self.options.mode in ("precopy", "stop-and-copy"):
             return left, NOTHING
         hot = self._hot.choose(self._last_written) - left.holes
+        if self._foretold is not None and self._foretold.holes:
+            hot -= self._foretold.holes - left.written
         return Collected(hot, PageSet.empty()), Collected(left.written - hot, left.holes)
 
     async def _verify(self, pages: PageSet) -> None:

@@ -15,9 +15,13 @@ class MigrationOptions:
     """The options of `pagefire migrate`, by their names there; times in seconds. `install_step_pages` is None for all at once.
 
     `switch_now` ends pre-copy after the round that is under way, or at once where that is possible; set in flight (retuning.py).
+    `streams` is how many page connections there are, 0 for as many as pay (stream_count.py).
+    `prefetch_pages`: the aligned window around a fault that is pushed next, 0 for none.
     `max_bandwidth_Bps` bounds what all page connections together send, headers included.
 
     `backing` is the destination's (None: as here). `keys` is the folder of this host's (None: the default one).
+
+    `foretell`: send the bitmap ahead of the stun, and in it only what has changed (hybrid).
 
     The timeouts bound the waits for a connection, for a shell guest (or digests) at the destination, and for READY. Where the last
     one passes before the commit point, the guest runs on here. A destination that is silent for `silence_s` is lost.
@@ -33,6 +37,7 @@ class MigrationOptions:
     auto_converge: bool = False
     streams: int = 1
     compress: str = "off"
+    prefetch_pages: int = 0
     max_bandwidth_Bps: float | None = None
     backing: str | None = None
     tracker: str = "auto"
@@ -42,6 +47,7 @@ class MigrationOptions:
     install_step_pages: int | None = GRANULE_PAGES
     install_most_loss: float | None = 0.03
     bitmap: str = "compacted"
+    foretell: bool = True
     populate: bool = False
     verify: bool = False
     check: bool = True

@@ -11,8 +11,7 @@ cost both hosts a run each, and the guest stalled 0.44-0.58 s instead of 0.13-0.
 alternating pairs each, 256 MiB to move).
 
 The push takes as many pages at a time as the link moves in 2 ms (`BATCH`): a fault on a page of a batch that the destination has
-begun to read waits for the rest of that batch. On loopback the size makes no difference that could be seen: 256, 1,024 or 2,048
-pages each time gave 580-777, 495-704 and 562-613 MB/s (three to five runs each, one after another).
+begun to read waits for the rest of that batch. Each batch costs both hosts their Python, which faults have to wait for.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable
 
 import numpy as np
@@ -37,6 +37,8 @@ from pagefire.source_host.page_stream import PageStream
 BATCH = BatchSize(128, 2048, 0.002)
 #: Up to so many pages are looked up one by one, which costs nothing that grows with the set.
 _FEW_PAGES = 64
+#: Faults whose neighbours are still to be pushed; older ones are forgotten.
+_FAULTS_REMEMBERED = 64
 QUIET_S = 0.003
 GRACE_S = 0.02
 
@@ -47,8 +49,11 @@ class Remaining:
     Made while the guest waits for its first pages, so making it costs a cleared byte for each page of their span and nothing else.
     """
 
-    def __init__(self, pages: PageSet, last: PageSet | None = None) -> None:
+    def __init__(self, pages: PageSet, last: PageSet | None = None, prefetch_pages: int = 0) -> None:
         self._pages = pages
+        #: Where faults were since the last turn of a push: the aligned windows of so many pages around them go next.
+        self._prefetch_pages = prefetch_pages
+        self._faulted: deque[int] = deque(maxlen=_FAULTS_REMEMBERED)
         #: What is still to be pushed, in this order.
         self._turns = [pages - last, last] if last else [pages]
         self._first = int(pages.starts[0]) if pages else 0
@@ -68,11 +73,18 @@ class Remaining:
             ours = [page for page in wanted.page_numbers().tolist() if page in self._pages]
         with self._lock:
             self._take(PageSet.of_pages(ours))
+            if self._prefetch_pages and ours:
+                self._faulted.append(ours[0])
         return ours
 
     def take_next(self, most_pages: int) -> PageSet:
         """Remove the next pages to push, so many at most; empty when nothing is left."""
         with self._lock:
+            while self._faulted:
+                # The last one first: what lies around earlier ones has been waited for already, or never will be.
+                first = self._faulted.pop() // self._prefetch_pages * self._prefetch_pages
+                if left := self._take(self._pages.within(first, first + self._prefetch_pages)):
+                    return left
             while self._turns:
                 while batch := self._turns[0].part(self._position, self._position + most_pages):
                     self._position += batch.pages

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from pagefire.protocol.bitmap_raw import raw_bytes
 from pagefire.protocol.messages import Ready, Resumed
 from pagefire.protocol.pages import PageSet
 from pagefire.protocol.report import Bitmap, Clock, DowntimeBreakdown
@@ -45,6 +46,19 @@ class Stun:
         now = time.monotonic_ns()
         setattr(self, f"{instant}_ns", now)
         return now
+
+    def note_bitmap(self, total_pages: int, stun_bytes: int, ahead_bytes: int, ahead_pages: int) -> None:
+        """Note what the bitmap took, of which `stun_bytes` were sent while the guest stood still; READY has come."""
+        assert self.ready is not None
+        self.bitmap = Bitmap(
+            raw_bytes=raw_bytes(total_pages),
+            compacted_bytes=ahead_bytes + stun_bytes,
+            pages=self.remaining.pages,
+            encode_s=(self.coded_ns - self.scanned_ns) / 1e9,
+            decode_s=self.ready.decode_s,
+            ahead_bytes=ahead_bytes,
+            ahead_pages=ahead_pages,
+        )
 
     def downtime_s(self, clock: Clock) -> float:
         """Give the time from the pause request to the instant at which the destination let its vCPUs run."""

@@ -39,6 +39,24 @@ def test_claims_are_of_missing_pages_and_for_once(filled: set[int], missing: set
     assert as_set(ledger.filled_among(PageSet.span(0, PAGES))) == filled
 
 
+@given(numbers, numbers, numbers, numbers)
+def test_what_was_foretold_is_put_right_by_the_switchover(
+    filled: set[int], foretold: set[int], added: set[int], hot: set[int]
+) -> None:
+    ledger = Ledger(PAGES)
+    ledger.mark_filled(pages(filled))
+    ledger.foretell(pages(foretold))
+    added -= hot
+    ledger.set_missing(pages(added), pages(hot))
+    missing = (foretold - hot) | added
+    assert ledger.missing == len(missing)
+    assert as_set(ledger.filled_among(PageSet.span(0, PAGES))) == filled
+    assert as_set(ledger.claim(PageSet.span(0, PAGES))) == missing
+    assert as_set(ledger.forget_unfinished()) == missing
+    ledger.mark_received(pages(missing))
+    assert ledger.received() == (0, len(missing))
+
+
 def test_threads_share_the_claims() -> None:
     ledger = Ledger(50_000)
     missing = PageSet.of_pages(np.flatnonzero(np.random.default_rng(3).integers(0, 3, 50_000)))

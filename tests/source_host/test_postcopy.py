@@ -59,6 +59,45 @@ def test_what_a_fetch_took_is_left_out_of_its_batch() -> None:
     assert drain(remaining) == [PageSet.of_runs([0, 7], [5, AT_ONCE])]
 
 
+@pytest.mark.parametrize("window_pages", [1, 16, 64])
+def test_what_lies_around_a_fault_goes_next(window_pages: int) -> None:
+    remaining = Remaining(PageSet.of_runs([0, 500], [400, 1000]), prefetch_pages=window_pages)
+    remaining.take_next(100)
+    remaining.fetch(PageSet.of_pages([410, 505]))
+    remaining.fetch(PageSet.of_pages([320]))
+    # The later fault first, the earlier one's window as far as it is in the set, then on in ascending order.
+    windows = []
+    for fault in (320, 505):
+        first = fault // window_pages * window_pages
+        window = PageSet.span(first, first + window_pages) & PageSet.of_runs([0, 500], [400, 1000])
+        if window := window - PageSet.span(fault, fault + 1):
+            windows.append(window)
+    assert [remaining.take_next(AT_ONCE) for _ in windows] == windows
+    assert int(remaining.take_next(AT_ONCE).starts[0]) == 100
+    drain(remaining)
+    assert remaining.count == 0
+
+
+def test_nothing_goes_next_unless_it_is_asked_for() -> None:
+    remaining = Remaining(PageSet.span(0, 1000))
+    remaining.fetch(PageSet.of_pages([505]))
+    assert remaining.take_next(AT_ONCE) == PageSet.span(0, AT_ONCE)
+
+
+@given(numbers, st.lists(st.integers(0, 2000), max_size=20), st.sampled_from([1, 16, 512]))
+def test_each_page_leaves_once_with_what_lies_around_faults(named: set[int], faults: list[int], window: int) -> None:
+    remaining, left, pushed = Remaining(PageSet.of_pages(list(named)), prefetch_pages=window), set(named), []
+    for fault in faults:
+        remaining.fetch(PageSet.of_pages([fault]))
+        left.discard(fault)
+        taken = set(remaining.take_next(AT_ONCE).page_numbers().tolist())
+        assert taken <= left
+        left -= taken
+        pushed += taken
+    assert {page for batch in drain(remaining) for page in batch.page_numbers().tolist()} == left
+    assert remaining.count == 0
+
+
 def test_many_threads_push_each_page_at_most_once() -> None:
     named = PageSet.of_pages(np.flatnonzero(np.random.default_rng(1).integers(0, 3, 60_000)))
     remaining = Remaining(named)

@@ -204,6 +204,11 @@ BROKEN = [
         dest=wrong.WaitsForNoRoundAndLetsItLand,
     ),
     Broken(
+        "hot pages stay foretold",
+        CUT, NO_WAY,
+        dest=wrong.KeepsHotPagesForetold,
+    ),
+    Broken(
         "claims outlive their link",
         CUT, NO_WAY,
         dest=wrong.KeepsClaims,

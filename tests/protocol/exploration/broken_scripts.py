@@ -58,6 +58,13 @@ class NeverStopsTheGuest(SourceScript):
 # -- steps of the destination --------------------------------------------------------------------------------------------------
 
 
+class KeepsHotPagesForetold(DestScript):
+    def install(self, dest: Dest, links: Links) -> Steps:
+        if dest.switchover is not None:
+            dest = dest._replace(switchover=(*dest.switchover[:2], 0))
+        yield from super().install(dest, links)
+
+
 class WritesNothingDown(DestScript):
     def journal(self, dest: Dest, word: str) -> Dest:
         return dest if word == "fenced" else super().journal(dest, word)

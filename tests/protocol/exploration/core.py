@@ -122,6 +122,9 @@ class Core:
                 size = self.pages * PAGE_BYTES
                 offer = m.Offer("guest", size, size, size, PAGE_BYTES, "4k", 1, "idle", 0, None, "hybrid", 1, True, 0.0)
                 return offer, None, 0
+            case "Foretold", (int() as missing,):
+                coded = encode_bitmap("compacted", pages_of(missing), self.pages)
+                return m.Foretold("compacted", missing.bit_count()), coded, len(coded)
             case "Switchover", (int() as missing, int() as hot, int() as last_round):
                 coded = encode_bitmap("compacted", pages_of(missing), self.pages)
                 count = missing.bit_count()
@@ -176,9 +179,15 @@ class Core:
         return ledger.states.tobytes()
 
     @remembered
-    def set_missing(self, states: bytes, mask: int) -> bytes:
+    def foretell(self, states: bytes, mask: int) -> bytes:
         ledger = self._ledger(states)
-        ledger.set_missing(pages_of(mask))
+        ledger.foretell(pages_of(mask))
+        return ledger.states.tobytes()
+
+    @remembered
+    def set_missing(self, states: bytes, mask: int, present: int) -> bytes:
+        ledger = self._ledger(states)
+        ledger.set_missing(pages_of(mask), pages_of(present))
         return ledger.states.tobytes()
 
     @remembered

@@ -179,4 +179,4 @@ class DepartureScript(Script):
 
 def without_rounds(source: Source) -> Source:
     """Pre-copy is over: what was known of it makes no difference any more."""
-    return source._replace(unsent=0, writes_left=0, rounds_left=0, round=0)
+    return source._replace(unsent=0, writes_left=0, rounds_left=0, round=0, foretold=0)

@@ -61,10 +61,16 @@ class IncomingScript(Script):
         match message:
             case m.Offer() if dest.at is D.GREETED:
                 return Step(label, self.prepare(dest, heard), heard)
-            case m.Switchover(last_round=last_round) if dest.at is D.RECEIVING:
+            case m.Foretold() if dest.at is D.RECEIVING:
+                # IncomingMigration._foretell
+                ledger = self.core.foretell(dest.ledger, self.core.decoded(frame.payload))
+                return Step(label, dest._replace(ledger=ledger), heard)
+            case m.Switchover(last_round=last_round, hot=hot) if dest.at is D.RECEIVING:
                 # IncomingMigration._receive_rounds, _missing
                 missing = self.core.decoded(frame.payload)
-                return Step(label, dest._replace(switchover=(last_round, missing), at=D.INSTALLING), heard)
+                return Step(
+                    label, dest._replace(switchover=(last_round, missing, mask_of(hot)), at=D.INSTALLING), heard
+                )
             case m.PageDigests(pages) if dest.at is D.READY:
                 # IncomingMigration._await_handover
                 here = tuple(dest.contents[page] for page in pages_in(mask_of(pages)))
@@ -103,7 +109,8 @@ class IncomingScript(Script):
         # IncomingMigration._install: the drain, then the registers, then Intake.resume_begins
         if self.drained(dest):
             assert dest.switchover is not None
-            ledger = self.core.set_missing(dest.ledger, dest.switchover[1])
+            _, missing, hot = dest.switchover
+            ledger = self.core.set_missing(dest.ledger, missing, hot)
             after = dest._replace(ledger=ledger, switchover=None, acknowledged=0, at=D.INSTALLED)
             yield Step("dest: installs the switchover", after, links)
 

@@ -37,6 +37,7 @@ class SourceScript(DepartureScript):
             S.IDLE: self.begin,
             S.JOINED: self.leave_record,
             S.ACTIVE: self.precopy,
+            S.FORETOLD: self.stop_guest,
             S.STOPPED: self.switch_over,
             S.READY: self.relinquish,
             S.ABORTING: self.abort,
@@ -47,7 +48,7 @@ class SourceScript(DepartureScript):
         """Give every step that the source's side may take now. `listening`: whether a connection to the destination can be made."""
         if source.at in self._here:
             yield from self._here[source.at](source, links, listening)
-        if source.at in (S.ACTIVE, S.ROUND):
+        if source.at in (S.ACTIVE, S.ROUND, S.FORETOLD):
             yield from self.guest_writes(source, links)
         if source.at in BEFORE_COMMIT:
             yield from self.end_early(source, links)
@@ -87,6 +88,13 @@ class SourceScript(DepartureScript):
             number = source.round + 1
             after = source._replace(unsent=0, round=number, rounds_left=source.rounds_left - 1, at=S.ROUND)
             yield Step("source: begins a round", after, self._round(links, source, source.unsent, number))
+        if source.unsent:
+            # OutgoingMigration._foretell
+            after = source._replace(foretold=source.unsent, at=S.FORETOLD)
+            yield Step("source: foretells", after, self.say(links, source.slot, "Foretold", source.unsent))
+        yield from self.stop_guest(source, links, listening)
+
+    def stop_guest(self, source: Source, links: Links, listening: bool) -> Steps:
         # OutgoingMigration._switch_over, _quiesce
         yield Step("source: the guest is stopped", source._replace(running=False, at=S.STOPPED), links)
 
@@ -99,9 +107,9 @@ class SourceScript(DepartureScript):
             if at_once:
                 number += 1
                 sent = self._round(links, source, at_once, number)
-            hot = at_once if later else 0
-            sent = self.say(sent, source.slot, "Switchover", later, hot, number)
-            after = source._replace(unsent=later, round=number, at=S.SWITCHING)
+            hot = at_once if later or source.foretold else 0
+            sent = self.say(sent, source.slot, "Switchover", later & ~source.foretold, hot, number)
+            after = source._replace(unsent=later, round=number, foretold=0, at=S.SWITCHING)
             yield Step(f"source: switches over, pages {pages_in(later)} are left", after, sent)
 
     def relinquish(self, source: Source, links: Links, listening: bool) -> Steps:

@@ -35,6 +35,7 @@ class S(enum.Enum):
     JOINED = "joined"
     ACTIVE = "active"
     ROUND = "round"
+    FORETOLD = "foretold"
     STOPPED = "stopped"
     SWITCHING = "switching"
     READY = "ready"
@@ -59,7 +60,7 @@ class S(enum.Enum):
 
 
 BEFORE_COMMIT = frozenset(
-    {S.GREETING, S.OFFERED, S.JOINED, S.ACTIVE, S.ROUND, S.STOPPED, S.SWITCHING, S.READY, S.VERIFYING}
+    {S.GREETING, S.OFFERED, S.JOINED, S.ACTIVE, S.ROUND, S.FORETOLD, S.STOPPED, S.SWITCHING, S.READY, S.VERIFYING}
 )
 
 
@@ -109,6 +110,8 @@ class Source(NamedTuple):
     kept: bool = False
     slot: int = -1
     round: int = 0
+    #: The pages that were foretold.
+    foretold: int = 0
     unknown: bool = False
     taken_back: bool = False
 
@@ -143,8 +146,8 @@ class Dest(NamedTuple):
     journal: str = ""
     slot: int = -1
     acknowledged: int = 0
-    #: (last round, missing pages) of a Switchover that came.
-    switchover: tuple[int, int] | None = None
+    #: (last round, missing pages, hot pages) of a Switchover that came.
+    switchover: tuple[int, int, int] | None = None
     filling: tuple[Filling, ...] = ()
     wrote: int = 0
     ran: bool = False

@@ -122,6 +122,7 @@ EXAMPLES: dict[str, tuple[m.Message, int]] = {
         0,
     ),
     "Failure refused": (m.Failure("failed", "no common protocol version", "", "install the same pagefire"), 0),
+    "Foretold": (m.Foretold("compacted", 70_000), 20),
     "Switchover raw": (m.Switchover(128, "raw", 0, [1], 0, PageSet.empty(), 1 << 40, 0), 128 + 8),
     "Ready drained": (m.Ready(0.0, 0.002, 0.0), 0),
     "DigestsCompared differing": (m.DigestsCompared(_PAGES), 0),
