@@ -109,7 +109,7 @@ class MoveOptions:
             help="hybrid: send the bitmap while the guest still runs, and during the stun only what has changed.",
             rich_help_panel="Migration",
         ),
-    ] = False
+    ] = True
     populate: Annotated[
         bool,
         typer.Option(

@@ -26,6 +26,7 @@ from pagefire.protocol.messages import (
     Failure,
     Fenced,
     Hello,
+    Message,
     Offer,
     Perished,
     RoundReceived,
@@ -199,9 +200,7 @@ class Link:
         try:
             received = await together(self.control.expect(RoundReceived, timeout_s), *sending)
         except LinkLost:
-            # Where the peer ended it, why stands on the control connection: said before it closed any.
-            with contextlib.suppress(LinkLost, RemoteProtocolError):
-                await self.control.expect(RoundReceived, _LAST_WORDS_S)
+            await self._hear_last_words()
             raise
         if received.round != begun.number:
             raise LinkLost("the destination acknowledged another round", f"{received.round}, not {begun.number}")
@@ -210,6 +209,23 @@ class Link:
         return Round(
             begun.number, sent.pages, sent.zero_pages, sent.wire_bytes, duration_s, 0, 0, 0.0, sent.payload_bytes
         )
+
+    async def say(self, message: Message, payload: bytes = b"") -> None:
+        """Send on the control connection while the guest is this host's; raises LinkLost, and PeerRefused where the peer said why.
+
+        A peer that ends the migration says so and closes. Who sends meanwhile is told that nobody reads, and what the peer had said
+        is still there to be read.
+        """
+        try:
+            await self.control.send(message, payload)
+        except LinkLost:
+            await self._hear_last_words()
+            raise
+
+    async def _hear_last_words(self) -> None:
+        """Raise what the peer said on the control connection before it closed it, if it did: said before it closed any."""
+        with contextlib.suppress(LinkLost, RemoteProtocolError):
+            await self.control.expect(RoundReceived, _LAST_WORDS_S)
 
     def sent_since(self, begun: RoundBegun) -> SentTotals:
         """Give what the page connections have sent since a round began."""

@@ -254,7 +254,7 @@ class OutgoingMigration:
         left = self._rounds.unsent
         named = left.written | left.holes
         coded = await in_thread(encode_bitmap, self.options.bitmap, named, pages_of(self._guest.memory.size_bytes))
-        await self._link.control.send(Foretold(self.options.bitmap, named.pages), coded)
+        await self._link.say(Foretold(self.options.bitmap, named.pages), coded)
         self._foretold, self._foretold_bytes = Collected(named, left.holes), len(coded)
 
     def _rehearse(self) -> None:
@@ -320,7 +320,7 @@ class OutgoingMigration:
         # The destination waits for the last round's marker before it is READY (the drain): the two need no order here, and a round
         # trip is saved. It may be at work before `send` returns, so the instant is taken before.
         stun.mark("sent")
-        await self._link.control.send(switchover, registers + coded + swap_coded)
+        await self._link.say(switchover, registers + coded + swap_coded)
         # While the destination is at it.
         if self._foretold is not None:
             named |= self._foretold.written - at_once.written

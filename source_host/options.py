@@ -21,8 +21,7 @@ class MigrationOptions:
 
     `backing` is the destination's (None: as here). `keys` is the folder of this host's (None: the default one).
 
-    `foretell`: send the bitmap ahead of the stun, and in it only what has changed (hybrid). Off, because a destination that ends
-    right before it is then heard to have gone, not why: sending to who has closed throws away what that one said last.
+    `foretell`: send the bitmap ahead of the stun, and in it only what has changed (hybrid).
 
     The timeouts bound the waits for a connection, for a shell guest (or digests) at the destination, and for READY. Where the last
     one passes before the commit point, the guest runs on here. A destination that is silent for `silence_s` is lost.
@@ -48,7 +47,7 @@ class MigrationOptions:
     install_step_pages: int | None = GRANULE_PAGES
     install_most_loss: float | None = 0.03
     bitmap: str = "compacted"
-    foretell: bool = False
+    foretell: bool = True
     populate: bool = False
     verify: bool = False
     check: bool = True

@@ -11,7 +11,8 @@ cost both hosts a run each, and the guest stalled 0.44-0.58 s instead of 0.13-0.
 alternating pairs each, 256 MiB to move).
 
 The push takes as many pages at a time as the link moves in 2 ms (`BATCH`): a fault on a page of a batch that the destination has
-begun to read waits for the rest of that batch. Each batch costs both hosts their Python, which faults have to wait for.
+begun to read waits for the rest of that batch. On loopback the size makes no difference that could be seen: 256, 1,024 or 2,048
+pages each time gave 580-777, 495-704 and 562-613 MB/s (three to five runs each, one after another).
 """
 
 from __future__ import annotations

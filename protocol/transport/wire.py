@@ -109,9 +109,12 @@ class Wire:
     def queued_bytes(self) -> int:
         """Count what the socket holds that the peer's host has not acknowledged (tcp(7), SIOCOUTQ)."""
         try:
-            return int.from_bytes(fcntl.ioctl(self.sock.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+            return int.from_bytes(fcntl.ioctl(self.sock, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
         except OSError as error:
             raise _broken(error, "a page connection") from error
+        except ValueError:
+            # Another connection's thread asks for this one, which has been closed meanwhile: its descriptor is -1.
+            raise LinkLost("a page connection was closed") from None
 
     def fill(self, buffers: list[memoryview]) -> None:
         """Fill all of the buffers, in order."""

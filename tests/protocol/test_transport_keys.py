@@ -29,8 +29,8 @@ def mode(path: Path) -> int:
 def test_the_default_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("PAGEFIRE_KEYS", raising=False)
     monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
-    monkeypatch.setenv("HOME", "/home/somebody")
-    assert default_folder() == Path("/home/somebody/.config/pagefire/keys")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert default_folder() == tmp_path / ".config/pagefire/keys"
     monkeypatch.setenv("XDG_CONFIG_HOME", "/elsewhere")
     assert default_folder() == Path("/elsewhere/pagefire/keys")
     monkeypatch.setenv("PAGEFIRE_KEYS", str(tmp_path / "none"))
