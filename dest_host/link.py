@@ -13,9 +13,9 @@ from pagefire.dest_host.landing import Landing
 from pagefire.dest_host.page_receiver import PageReceiver
 from pagefire.guest_workload.linux.memfd import Mapping
 from pagefire.protocol.errors import RemoteProtocolError
-from pagefire.protocol.messages import RoundReceived
+from pagefire.protocol.messages import Failure, RoundReceived
 from pagefire.protocol.state import Role
-from pagefire.protocol.transport.frame_stream import FrameStream
+from pagefire.protocol.transport.frame_stream import FrameStream, refusal
 from pagefire.protocol.transport.tasks import uninterrupted
 
 
@@ -106,8 +106,13 @@ class Link:
         await asyncio.shield(self._broken)
 
     async def only_silence(self) -> None:
-        """Read the control connection where the source has nothing to say; raises LinkLost when it has gone, or is silent."""
+        """Read the control connection where the source has nothing to say but that it gives up.
+
+        Raises what it says then, and LinkLost when it has gone, or is silent.
+        """
         arrival = await self.control.receive()
+        if isinstance(arrival.message, Failure):
+            raise refusal(arrival.message)
         raise RemoteProtocolError(f"{type(arrival.message).__name__} came where nothing was due")
 
     def close(self) -> None:

@@ -305,7 +305,7 @@ class IncomingMigration:
         decoded = time.monotonic()
         # The drain: a page of the last round that came later than this could land on one that was already refreshed.
         while link.acknowledged < switchover.last_round:
-            await beside(link.acknowledge_round(), link.watch())
+            await beside(link.acknowledge_round(), link.watch(), link.only_silence())
         drained = time.monotonic()
         guest.control.install_registers(registers)
         guest.control.stop_at = switchover.stop_at

@@ -14,7 +14,7 @@ from pagefire.guest_workload.guest_config import GuestConfig
 from pagefire.guest_workload.linux.memfd import Mapping
 from pagefire.protocol.bitmap import encode_bitmap
 from pagefire.protocol.errors import Cancelled, PeerRefused
-from pagefire.protocol.messages import Ready, RoundReceived, Switchover
+from pagefire.protocol.messages import Failure, Ready, RoundReceived, Switchover
 from pagefire.protocol.pages import PageSet
 from pagefire.source_host.link import Link
 from pagefire.source_host.options import MigrationOptions
@@ -32,7 +32,7 @@ NONE = PageSet.empty()
 @pytest.fixture(scope="module")
 def pair() -> Iterator[HostPair]:
     need_pagemap_scan()
-    with HostPair(guest_arguments(vcpus=1), ["--max-guest-memory", "128MiB"]) as one:
+    with HostPair(guest_arguments(vcpus=1), ["--max-guest-memory", "128MiB", "--link-timeout", "1s"]) as one:
         yield one
 
 
@@ -70,6 +70,19 @@ async def test_ready_waits_for_the_marker_of_the_last_round(pair: HostPair, make
         assert (await answer).message == RoundReceived(begun.number)
         ready = await link.control.expect(Ready, 10.0)
         assert ready.drain_s > 0.25
+
+
+@pytest.mark.parametrize("says_so", [True, False])
+async def test_a_source_that_is_gone_is_not_waited_for(pair: HostPair, make_memory: MemoryMaker, says_so: bool) -> None:
+    # Its last pages are lost on their way, and nothing tells of a connection's end: a link that stalls.
+    async with linked(pair, make_memory(MEMORY_BYTES // 4096)) as link:
+        await switch_over(link, last_round=2)
+        if says_so:
+            await link.control.send(Failure("cancelled", "the test gives up", "", ""))
+        else:
+            assert link._alive is not None
+            link._alive.cancel()
+        await asyncio.to_thread(pair.nothing_at_destination)
 
 
 @pytest.mark.parametrize("last_round", [0, 3])
