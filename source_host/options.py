@@ -33,6 +33,7 @@ class MigrationOptions:
     auto_converge: bool = False
     streams: int = 1
     compress: str = "off"
+    skip_unchanged: str = "off"
     max_bandwidth_Bps: float | None = None
     backing: str | None = None
     tracker: str = "auto"
