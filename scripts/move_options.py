@@ -15,6 +15,7 @@ from pagefire.protocol.units import parse_duration, parse_throughput
 from pagefire.scripts import options as o
 from pagefire.source_host.options import MigrationOptions
 from pagefire.source_host.retuning import MODES as RETUNED_MODES
+from pagefire.source_host.skipping import MODES as SKIPPING_MODES
 
 DestBacking = Annotated[
     str | None,
@@ -71,6 +72,14 @@ class MoveOptions:
         typer.Option(
             "--compress",
             help="Compress page contents: off, lz4, zstd, or auto: with what pays at the link's speed, if anything does.",
+            rich_help_panel="Migration",
+        ),
+    ] = "off"
+    skip_unchanged: Annotated[
+        str,
+        typer.Option(
+            "--skip-unchanged",
+            help="Leave out of rounds what the destination holds just so: off, on, or auto: where it pays (2 MiB pages).",
             rich_help_panel="Migration",
         ),
     ] = "off"
@@ -141,6 +150,7 @@ class MoveOptions:
         o.one_of("--mode", self.mode, MODES)
         o.one_of("--bitmap", self.bitmap, bitmaps.FORMS)
         o.one_of("--compress", self.compress, COMPRESSION_MODES)
+        o.one_of("--skip-unchanged", self.skip_unchanged, SKIPPING_MODES)
         tracing.require_possible()
         if self.on_limit is not None:
             o.one_of("--on-limit", self.on_limit, ("postcopy", "cancel"))
@@ -162,6 +172,7 @@ class MoveOptions:
             auto_converge=self.auto_converge,
             streams=self.streams,
             compress=self.compress,
+            skip_unchanged=self.skip_unchanged,
             max_bandwidth_Bps=parse_throughput(self.max_bandwidth) if self.max_bandwidth is not None else None,
             tracker=tracing.tracker,
             install=tracing.install,

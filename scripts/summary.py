@@ -359,6 +359,8 @@ def _cost(report: Report) -> RenderableType:
     ]
     if (compression := report.get("compression") or {}).get("mode") not in (None, "off"):
         rows.append(("compressed", *_compressed(compression)))
+    if (unchanged := report.get("unchanged") or {}).get("mode") not in (None, "off"):
+        rows.append(("unchanged", _words(unchanged, "unchanged_pages", write=_pages), _left_out(unchanged)))
     cpu = report.get("cpu") or {}
     daemons = " + ".join(_duration(cpu, key) for key in ("source_s", "dest_s"))
     guests = " + ".join(_duration(cpu, key) for key in ("guest_source_s", "guest_dest_s"))
@@ -385,6 +387,14 @@ def _compressed(compression: Report) -> tuple[str, str]:
     figure = f"{_words(compression, 'ratio', write=_short)} to 1 by {compression.get('codec')}"
     rest = _words(compression, "raw_pages", write=_pages)
     return figure, f"{raw} of page contents to {sent}; {rest} went as they are"
+
+
+def _left_out(unchanged: Report) -> str:
+    """Say what looking for unchanged pages took, or why nobody looked."""
+    if not unchanged.get("hashed_pages"):
+        return str(unchanged.get("reason") or NOT_MEASURED)
+    looked = _words(unchanged, "hashed_pages", write=_pages)
+    return f"left out, of {looked} looked at in {_duration(unchanged, 'hash_s')}"
 
 
 # -- words and layout ----------------------------------------------------------------------------------------------------
