@@ -261,7 +261,8 @@ def _precopy(report: Report) -> Iterable[RenderableType]:
 
 
 def _rounds(rounds: Sequence[Report]) -> Table:
-    table = _grid("right", *("round", "pages", "zero", "on the wire", "time", "throughput", "skipped", "left"))
+    sifted = ("same",) if any(one.get("unchanged_pages") for one in rounds) else ()
+    table = _grid("right", *("round", "pages", "zero", "on the wire", "time", "throughput", "skipped", *sifted, "left"))
     shown: list[Report | None] = list(rounds)
     if len(rounds) > _MAX_ROUNDS_SHOWN:
         half = _MAX_ROUNDS_SHOWN // 2
@@ -280,6 +281,7 @@ def _rounds(rounds: Sequence[Report]) -> Table:
             _duration(one, "duration_s"),
             speed,
             _words(one, "skipped_pages", write=format_count),
+            *(_words(one, "unchanged_pages", write=format_count) for _ in sifted),
             _words(one, "dirty_pages_after", write=format_count),
         )
     return table

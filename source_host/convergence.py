@@ -60,11 +60,15 @@ def bandwidth_Bps(rounds: list[Round]) -> float:
 
 
 def pace_Bps(rounds: list[Round]) -> float:
-    """Estimate how fast the next round gets through the pages that are left, sent or not: looking and sending go on at once."""
+    """Estimate how fast the next round gets through the pages that are left, sent or not.
+
+    Looking and sending overlap as far as the socket has something to send; here they are added up, so that no stun is promised that
+    is too short.
+    """
     last = rounds[-1]
     looked_bytes = (last.pages - last.zero_pages + last.unchanged_pages) * PAGE_BYTES
     look_s_per_byte = last.look_s / looked_bytes if looked_bytes else 0.0
-    return 1 / max(last.share_changed / max(bandwidth_Bps(rounds), 1.0), look_s_per_byte, 1e-12)
+    return 1 / max(last.share_changed / max(bandwidth_Bps(rounds), 1.0) + look_s_per_byte, 1e-12)
 
 
 def payload_share(sent: Round) -> float:
