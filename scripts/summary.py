@@ -393,10 +393,10 @@ def _compressed(compression: Report) -> tuple[str, str]:
 
 def _left_out(unchanged: Report) -> str:
     """Say what looking for unchanged pages took, or why nobody looked."""
-    if not unchanged.get("hashed_pages"):
-        return str(unchanged.get("reason") or NOT_MEASURED)
-    looked = _words(unchanged, "hashed_pages", write=_pages)
-    return f"left out, of {looked} looked at in {_duration(unchanged, 'hash_s')}"
+    looked = (
+        f"left out, of {_words(unchanged, 'hashed_pages', write=_pages)} looked at in {_duration(unchanged, 'hash_s')}"
+    )
+    return looked if unchanged.get("hashed_pages") else str(unchanged.get("reason") or NOT_MEASURED)
 
 
 # -- words and layout ----------------------------------------------------------------------------------------------------
