@@ -115,6 +115,9 @@ class Round:
     page connections carried.
 
     skipped_pages: written by the guest before their turn came, or given up for a switch that a person asked for; not sent but left.
+    unchanged_pages: not sent because the destination held them just so (`--skip-unchanged`). look_s: seconds that the thread of a
+    page connection took to find that out, the mean of all. share_changed: the share of dirty_pages_after that the destination does
+    not hold as they are, by a sample; 1 where nobody looks.
     dirty_pages_per_s: how many different pages
     the guest wrote per second, in the last 0.5 s between two looks at a round that is so long, else in the whole of it.
     """
@@ -128,6 +131,9 @@ class Round:
     skipped_pages: int
     dirty_pages_per_s: float
     payload_bytes: int
+    unchanged_pages: int = 0
+    look_s: float = 0.0
+    share_changed: float = 1.0
 
 
 @dataclass(slots=True)
@@ -191,6 +197,23 @@ class Compression:
     samples: int = 0
     sample_s: float = 0.0
     link_Bps: float | None = None
+    reason: str = ""
+
+
+@dataclass(slots=True)
+class Unchanged:
+    """What `--skip-unchanged` left out of rounds and stun: pages that the destination held just as they were. The push leaves none.
+
+    mode: as asked for; where it is off nothing below is counted. hashed_pages: pages that were copied and digested, of which some
+    had never been sent; unchanged_pages: pages that were left out, zero pages that had been sent as such among them, which are not
+    digested. hash_s: seconds of the page connections' threads for copying, digesting and comparing. reason: why the last pages were
+    looked at, or were not, in words.
+    """
+
+    mode: str
+    hashed_pages: int = 0
+    unchanged_pages: int = 0
+    hash_s: float = 0.0
     reason: str = ""
 
 
@@ -403,6 +426,7 @@ class MigrationReport:
     bitmap: Bitmap | None = None
     swap: Swap | None = None
     compression: Compression | None = None
+    unchanged: Unchanged | None = None
     postcopy: Postcopy | None = None
     recoveries: int = 0
     paused_s: float | None = None

@@ -16,6 +16,7 @@ from pagefire.protocol.units import parse_duration, parse_throughput
 from pagefire.scripts import options as o
 from pagefire.source_host.options import MigrationOptions
 from pagefire.source_host.retuning import MODES as RETUNED_MODES
+from pagefire.source_host.skipping import MODES as SKIPPING_MODES
 
 DestBacking = Annotated[
     str | None,
@@ -86,6 +87,14 @@ class MoveOptions:
             rich_help_panel="Migration",
         ),
     ] = 0
+    skip_unchanged: Annotated[
+        str,
+        typer.Option(
+            "--skip-unchanged",
+            help="Leave out of rounds what the destination holds just so: off, on, or auto: where it pays (2 MiB pages).",
+            rich_help_panel="Migration",
+        ),
+    ] = "off"
     max_bandwidth: Annotated[
         str | None,
         typer.Option(
@@ -161,6 +170,7 @@ class MoveOptions:
         o.one_of("--mode", self.mode, MODES)
         o.one_of("--bitmap", self.bitmap, bitmaps.FORMS)
         o.one_of("--compress", self.compress, COMPRESSION_MODES)
+        o.one_of("--skip-unchanged", self.skip_unchanged, SKIPPING_MODES)
         tracing.require_possible()
         if self.on_limit is not None:
             o.one_of("--on-limit", self.on_limit, ("postcopy", "cancel"))
@@ -187,6 +197,7 @@ class MoveOptions:
             streams=page_connections(self.streams),
             compress=self.compress,
             prefetch_pages=self.prefetch,
+            skip_unchanged=self.skip_unchanged,
             max_bandwidth_Bps=parse_throughput(self.max_bandwidth) if self.max_bandwidth is not None else None,
             tracker=tracing.tracker,
             install=tracing.install,

@@ -261,7 +261,8 @@ def _precopy(report: Report) -> Iterable[RenderableType]:
 
 
 def _rounds(rounds: Sequence[Report]) -> Table:
-    table = _grid("right", *("round", "pages", "zero", "on the wire", "time", "throughput", "skipped", "left"))
+    sifted = ("same",) if any(one.get("unchanged_pages") for one in rounds) else ()
+    table = _grid("right", *("round", "pages", "zero", "on the wire", "time", "throughput", "skipped", *sifted, "left"))
     shown: list[Report | None] = list(rounds)
     if len(rounds) > _MAX_ROUNDS_SHOWN:
         half = _MAX_ROUNDS_SHOWN // 2
@@ -280,6 +281,7 @@ def _rounds(rounds: Sequence[Report]) -> Table:
             _duration(one, "duration_s"),
             speed,
             _words(one, "skipped_pages", write=format_count),
+            *(_words(one, "unchanged_pages", write=format_count) for _ in sifted),
             _words(one, "dirty_pages_after", write=format_count),
         )
     return table
@@ -359,6 +361,8 @@ def _cost(report: Report) -> RenderableType:
     ]
     if (compression := report.get("compression") or {}).get("mode") not in (None, "off"):
         rows.append(("compressed", *_compressed(compression)))
+    if (unchanged := report.get("unchanged") or {}).get("mode") not in (None, "off"):
+        rows.append(("unchanged", _words(unchanged, "unchanged_pages", write=_pages), _left_out(unchanged)))
     cpu = report.get("cpu") or {}
     daemons = " + ".join(_duration(cpu, key) for key in ("source_s", "dest_s"))
     guests = " + ".join(_duration(cpu, key) for key in ("guest_source_s", "guest_dest_s"))
@@ -385,6 +389,14 @@ def _compressed(compression: Report) -> tuple[str, str]:
     figure = f"{_words(compression, 'ratio', write=_short)} to 1 by {compression.get('codec')}"
     rest = _words(compression, "raw_pages", write=_pages)
     return figure, f"{raw} of page contents to {sent}; {rest} went as they are"
+
+
+def _left_out(unchanged: Report) -> str:
+    """Say what looking for unchanged pages took, or why nobody looked."""
+    looked = (
+        f"left out, of {_words(unchanged, 'hashed_pages', write=_pages)} looked at in {_duration(unchanged, 'hash_s')}"
+    )
+    return looked if unchanged.get("hashed_pages") else str(unchanged.get("reason") or NOT_MEASURED)
 
 
 # -- words and layout ----------------------------------------------------------------------------------------------------

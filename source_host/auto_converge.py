@@ -94,8 +94,7 @@ class AutoConverge:
             written = await in_thread(tracing.tracker.written_so_far)
             tick_s = min(max(TICK_S, 19 * (time.monotonic() - began_s)), LONGEST_TICK_S)
             self._note(written)
-            sent_pages = link.sent_totals()[0] - begun.before[0]
-            if (course := self._course(pages, sent_pages)) is not None:
+            if (course := self._course(pages, link.sent_since(begun).done_pages)) is not None:
                 decide = throttling.towards_end if first else throttling.during
                 self._set(decide(course, self._running))
 
@@ -110,7 +109,7 @@ class AutoConverge:
         # A sleep counts when it is over, so that one which began before the round may count for more than its share.
         shares = np.minimum((self._control.slept_ns() - self._round_slept_ns) / 1e9 / elapsed_s, 1.0)
         self._throttle.rounds.append(ThrottledRound(done.round, float(shares.mean()), float(shares.max())))
-        if (course := self._course(done.pages)) is not None:
+        if (course := self._course(done.pages + done.unchanged_pages)) is not None:
             self._set(throttling.after(course, self._running))
         self._begin_round()
 
@@ -137,12 +136,15 @@ class AutoConverge:
         commits = (self._control.commits_by_vcpu() - self._round_commits).astype(np.float64)
         self._readings.append(Reading(time.monotonic() - self._began_s, pages, commits))
 
-    def _course(self, pages: int, sent_pages: int = 0) -> Course | None:
-        """Put together what is known, with what has been sent of a round that goes on; None while the link's speed is not known."""
+    def _course(self, pages: int, done_pages: int = 0) -> Course | None:
+        """Put together what is known, with what has been done of a round that goes on; None while the link's speed is not known.
+
+        Pages are those that trackers count, written or not: what is found unchanged makes the link that much faster.
+        """
         elapsed_s = self._readings[-1].elapsed_s
-        link_pages_per_s = sent_pages / elapsed_s if elapsed_s >= STEADY_S else 0.0
+        link_pages_per_s = done_pages / elapsed_s if elapsed_s >= STEADY_S else 0.0
         if not link_pages_per_s and self._rounds:
-            link_pages_per_s = convergence.bandwidth_Bps(self._rounds) / PAGE_BYTES
+            link_pages_per_s = convergence.pace_Bps(self._rounds) / PAGE_BYTES
         if not link_pages_per_s:
             return None
         return Course(pages, link_pages_per_s, link_pages_per_s * self._downtime_limit_s, self._readings)

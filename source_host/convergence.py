@@ -1,6 +1,8 @@
 """When to stop pre-copy: a pure function of the rounds so far and the time that has passed.
 
-Pages are counted as contents: where they are compressed the link carries more of them than it carries bytes.
+Pages are counted as contents: where they are compressed the link carries more of them than it carries bytes. Where those that the
+destination holds just so are left out (`--skip-unchanged`), a round gets through more pages than it sends, at the pace of looking
+at them: that pace counts for rounds and for the stun, but not for what moves after the resume, of which nothing is left out.
 
 Pre-copy: stop when the pages left can be sent within the downtime limit, because then the guest stands still for that long.
 Hybrid: the remainder moves after the resume, so the limit bounds the time to move it (vMotion's switchover goal) and the stun does
@@ -51,8 +53,22 @@ def bandwidth_Bps(rounds: list[Round]) -> float:
     What is left resembles the last round, whose pages were written again. Where those compressed less than the largest round's, the
     link carries fewer of them; where they compressed more, it may have been the codec and not the link that took the time.
     """
-    largest = max(rounds[-3:], key=lambda r: r.wire_bytes)
+    # A round of which most was left out tells how fast pages are looked at, not what the link carries.
+    telling = [r for r in rounds if r.unchanged_pages <= r.pages] or rounds
+    largest = max(telling[-3:], key=lambda r: r.wire_bytes)
     return largest.wire_bytes / max(largest.duration_s, 1e-6) / max(payload_share(largest), payload_share(rounds[-1]))
+
+
+def pace_Bps(rounds: list[Round]) -> float:
+    """Estimate how fast the next round gets through the pages that are left, sent or not.
+
+    Looking and sending overlap as far as the socket has something to send; here they are added up, so that no stun is promised that
+    is too short.
+    """
+    last = rounds[-1]
+    looked_bytes = (last.pages - last.zero_pages + last.unchanged_pages) * PAGE_BYTES
+    look_s_per_byte = last.look_s / looked_bytes if looked_bytes else 0.0
+    return 1 / max(last.share_changed / max(bandwidth_Bps(rounds), 1.0) + look_s_per_byte, 1e-12)
 
 
 def payload_share(sent: Round) -> float:
@@ -65,20 +81,24 @@ def judge(rounds: list[Round], limits: Limits, elapsed_s: float) -> Verdict:
     """Decide after a round; `rounds` is not empty, `elapsed_s` counts from the first round."""
     last = rounds[-1]
     left_bytes = last.dirty_pages_after * PAGE_BYTES
-    speed_Bps = bandwidth_Bps(rounds)
+    hybrid = limits.mode == "hybrid"
+    pace, speed_Bps = pace_Bps(rounds), bandwidth_Bps(rounds)
+    if not hybrid:
+        speed_Bps = pace
     expected_s = left_bytes / max(speed_Bps, 1.0)
-    due_pages, dirtied_Bps = last.pages + last.skipped_pages, last.dirty_pages_per_s * PAGE_BYTES
+    due_pages = last.pages + last.skipped_pages + last.unchanged_pages
+    dirtied_Bps = last.dirty_pages_per_s * PAGE_BYTES
     state = f"{format_count(last.dirty_pages_after)} pages left, {format_duration(expected_s)} at {format_throughput(speed_Bps)}"
     state += ", compressed" if payload_share(last) < 1 else ""
+    state += f", {1 - last.share_changed:.0%} of them unchanged" if last.share_changed < 1 else ""
     limit = f"the limit of {format_duration(limits.downtime_limit_s)}"
     dirt = f"dirty rate {format_throughput(dirtied_Bps)}"
     stopping = f"Stopping pre-copy after round {last.round}"
-    hybrid = limits.mode == "hybrid"
     if limits.switch_now:
         return Verdict(True, "postcopy", f"{stopping}: told to by `pagefire set --mode postcopy`; {state}; {dirt}")
     if expected_s <= limits.downtime_limit_s:
         return Verdict(True, "postcopy" if hybrid else "switch", f"{stopping}: {state}, within {limit}; {dirt}")
-    if hybrid and dirtied_Bps >= speed_Bps:
+    if hybrid and dirtied_Bps >= pace:
         faster = "the guest writes faster than the link carries, the rest moves after the resume"
         return Verdict(True, "postcopy", f"{stopping}: {state}, above {limit}; {dirt}; {faster}")
     if hybrid and len(rounds) >= 2 and last.dirty_pages_after >= NO_GAIN * due_pages:

@@ -34,7 +34,7 @@ from pagefire.protocol.messages import (
     Welcome,
 )
 from pagefire.protocol.pages import PAGE_BYTES, PageSet
-from pagefire.protocol.report import Clock, Compression, Round
+from pagefire.protocol.report import Clock, Compression, Round, Unchanged
 from pagefire.protocol.state import Phase, Role, Side
 from pagefire.protocol.transport.clock import compare_clocks
 from pagefire.protocol.transport.frame_stream import FrameStream, connect, describe_failure, refusal
@@ -44,6 +44,9 @@ from pagefire.protocol.transport.tasks import together, uninterrupted
 from pagefire.source_host.options import MigrationOptions
 from pagefire.source_host.outstanding import Outstanding
 from pagefire.source_host.page_stream import PageStream, striped
+from pagefire.source_host.sent_digests import SentDigests
+from pagefire.source_host.sieve import Sieve
+from pagefire.source_host.skipping import Why, choose
 from pagefire.source_host.stream_count import AUTO_STREAMS, StreamCount
 from pagefire.source_host.trace_install import Rolling
 from pagefire.source_host.tracking import Collected
@@ -53,12 +56,22 @@ _LAST_WORDS_S = 0.2
 
 
 class SentTotals(NamedTuple):
-    """What the page connections have sent: pages, the zero pages among them, the others' contents as they went, and all bytes."""
+    """What the page connections have sent: pages, the zero pages among them, the others' contents as they went, and all bytes.
+
+    And what they have left out because it was unchanged, and how long their threads looked, together.
+    """
 
     pages: int
     zero_pages: int
     payload_bytes: int
     wire_bytes: int
+    unchanged_pages: int
+    look_ns: int
+
+    @property
+    def done_pages(self) -> int:
+        """Pages that were dealt with: sent, or found to be there."""
+        return self.pages + self.unchanged_pages
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +107,7 @@ class Link:
         self._most_bps: float | None = None
         #: Whether the destination takes the bitmap ahead of the stun.
         self.foretells = False
+        self._skipping = Unchanged(options.skip_unchanged, reason=Why.NO_ROUNDS.value)
         self.rounds_done = 0
         #: Identity and secret of the session, once there is one.
         self.session: tuple[bytes, bytes] = (b"", b"")
@@ -206,9 +220,11 @@ class Link:
             raise LinkLost("the destination acknowledged another round", f"{received.round}, not {begun.number}")
         self.rounds_done = begun.number
         sent, duration_s = self.sent_since(begun), time.monotonic() - begun.began_s
+        look_s = sent.look_ns / 1e9 / self.count.at_work
         return Round(
-            begun.number, sent.pages, sent.zero_pages, sent.wire_bytes, duration_s, 0, 0, 0.0, sent.payload_bytes
-        )
+            begun.number, sent.pages, sent.zero_pages, sent.wire_bytes, duration_s, 0, 0, 0.0, sent.payload_bytes,
+            sent.unchanged_pages, look_s,
+        )  # fmt: skip
 
     async def say(self, message: Message, payload: bytes = b"") -> None:
         """Send on the control connection while the guest is this host's; raises LinkLost, and PeerRefused where the peer said why.
@@ -238,12 +254,44 @@ class Link:
             sum(stream.zero_pages for stream in self.streams),
             sum(stream.payload_bytes for stream in self.streams),
             sum(stream.sent_bytes for stream in self.streams),
+            sum(sieve.unchanged_pages for sieve in self._sieves()),
+            sum(sieve.look_ns for sieve in self._sieves()),
         )
 
     @property
     def streams_at_work(self) -> list[PageStream]:
         """The page connections that pages are sent on."""
         return self.streams[: self.count.at_work]
+
+    def skip_unchanged(self, mode: str, *, coarse: bool) -> None:
+        """Leave out of rounds, from the first one on, what the destination holds just so; raises PagefireError.
+
+        `coarse`: writes are noted by more than a page. A link's digests are its own: nothing of it is known to one that follows.
+        """
+        choice = choose(mode, coarse=coarse, link_bps=None, look_bps=None, unchanged_share=None)
+        self._skipping = Unchanged(mode, reason=choice.why.value)
+        if choice.look:
+            digests = SentDigests(self._memory.pages)
+            for stream in self.streams:
+                stream.sift(mode, digests, coarse=coarse)
+
+    def share_changed(self, pages: PageSet) -> float:
+        """Estimate which share of `pages` the destination lacks as they are, between rounds; 1 where nobody looks."""
+        return min((sieve.share_changed(pages) for sieve in self._sieves()[:1]), default=1.0)
+
+    def unchanged(self) -> Unchanged:
+        """Give what was left out of the rounds so far, and why."""
+        parts = [sieve.told() for sieve in self._sieves()]
+        return Unchanged(
+            self._skipping.mode,
+            sum(part.hashed_pages for part in parts),
+            sum(part.unchanged_pages for part in parts),
+            sum(part.hash_s for part in parts),
+            parts[-1].reason if parts else self._skipping.reason,
+        )
+
+    def _sieves(self) -> list[Sieve]:
+        return [stream.sieve for stream in self.streams if stream.sieve is not None]
 
     def compression(self) -> list[Compression]:
         """Give what each page connection has compressed so far; nothing where nothing may be."""

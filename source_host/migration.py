@@ -50,7 +50,7 @@ from pagefire.source_host.retuning import retuned
 from pagefire.source_host.rounds import Emit, Progress, Rounds
 from pagefire.source_host.switchover import Stun
 from pagefire.source_host.tracker_choice import choose_tracker
-from pagefire.source_host.tracking import NOTHING, Collected
+from pagefire.source_host.tracking import NOTHING, Collected, Granularity
 
 log = logging.getLogger("pagefire.source")
 
@@ -164,6 +164,8 @@ class OutgoingMigration:
         else:
             self.report.tracker, self.report.tracker_reason = "none", f"{self.options.mode} sends every page once"
             pages = await in_thread(data_extents, guest.memory.fd, 0, guest.memory.size_bytes)
+        if (tracker := self._tracing.tracker) is not None:
+            self._link.skip_unchanged(self.options.skip_unchanged, coarse=tracker.granularity is not Granularity.PAGE)
         self._accounting.traced(pages.size_bytes)
         if self.options.populate:
             await self._populate(pages)
@@ -328,10 +330,11 @@ class OutgoingMigration:
         await self._points.reached("bitmap-sent")
         if last_round:
             timeout_s = self.options.switchover_timeout_s if later or self._foretold else None
-            await beside(
+            done = await beside(
                 self._link.end_round(last_round, timeout_s),
                 self._rounds.follow(last_round, lambda: at_once.written.pages),
             )
+            self.report.stun_pages -= done.unchanged_pages
         stun.ready = await self._link.control.expect(Ready, self.options.switchover_timeout_s)
         stun.mark("ready")
         if self.options.verify:
@@ -441,6 +444,7 @@ class OutgoingMigration:
         self._accounting.finish(self.report, self._stun, departure.link, self._tracing)
         self.report.wire_bytes += departure.earlier_bytes
         self.report.compression = compression_of(departure)
+        self.report.unchanged = self._link.unchanged()
         departure.link.close_pages()
         self._tracing.end(guest_lives=False)
         await in_thread(self._guest.terminate)

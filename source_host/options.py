@@ -38,6 +38,7 @@ class MigrationOptions:
     streams: int = 1
     compress: str = "off"
     prefetch_pages: int = 0
+    skip_unchanged: str = "off"
     max_bandwidth_Bps: float | None = None
     backing: str | None = None
     tracker: str = "auto"

@@ -27,6 +27,7 @@ from pagefire.protocol.pages import PAGE_BYTES, PageSet
 from pagefire.protocol.report import Compression
 from pagefire.protocol.transport.wire import Wire
 from pagefire.protocol.units import format_throughput
+from pagefire.source_host.private_copy import copy_into
 
 
 class Packing:
@@ -75,8 +76,11 @@ class Packing:
         self._speed.begin()
         self._paces.begin()
 
-    def pack(self, pages: PageSet) -> tuple[str, bytes] | None:
-        """Give a codec's name and what it made of the contents of `pages`, MAX_FRAME_PAGES at most; None: send them as they are."""
+    def pack(self, pages: PageSet, copies: npt.NDArray[np.uint8] | None = None) -> tuple[str, bytes] | None:
+        """Give a codec's name and what it made of the contents of `pages`, MAX_FRAME_PAGES at most; None: send them as they are.
+
+        `copies` are these contents where they have been copied already.
+        """
         if pages.pages < compression.LEAST_PAGES or not self._codecs:
             return None
         now_s = time.perf_counter()
@@ -90,7 +94,7 @@ class Packing:
         if (codec := self._choice.codec) is None:
             return None
         began_s = time.perf_counter()
-        packed = self._pack(codec, self._copy(pages))
+        packed = self._pack(codec, copy_into(self._room, self._pages, pages) if copies is None else copies)
         self._told.pack_s += time.perf_counter() - began_s
         if len(packed) > compression.MOST_SHARE * pages.size_bytes:
             self._choice = Choice(None, Why.INCOMPRESSIBLE)
@@ -162,11 +166,3 @@ class Packing:
             self._measured[name] = measured.after(earlier)
         self._budget.taken(time.thread_time() - began_s)
         self._told.samples, self._told.sample_s = self._budget.count, self._budget.spent_s
-
-    def _copy(self, pages: PageSet) -> npt.NDArray[np.uint8]:
-        """Copy the contents of `pages`, one behind the other, to where no guest stores; valid until the next call."""
-        at = 0
-        for start, stop in zip(pages.starts.tolist(), pages.stops.tolist(), strict=True):
-            self._room[at : at + stop - start] = self._pages[start:stop]
-            at += stop - start
-        return self._room[:at]

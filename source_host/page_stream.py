@@ -7,14 +7,15 @@ slices of the mapping.
 sendfile queues references to live pages, so what arrives may be newer than the call. Right here, and only here: such a page was
 protected before it was queued, hence is dirty again. Nothing is ever computed from these bytes but "is it zero", and a page that
 stops being zero after that look is dirty again as well. A checksum is computed from them too where one was agreed on: then what is
-summed and sent is a copy, which nobody writes to. Likewise what is compressed (packing.py).
+summed and sent is a copy, which nobody writes to. Likewise what is compressed (packing.py), and what is digested, so that it need
+not be sent again (sieve.py): in rounds only, since after them the destination waits for every page that it was told of.
 """
 
 from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec
 
@@ -35,6 +36,8 @@ from pagefire.protocol.pages import PAGE_BYTES, PageSet
 from pagefire.protocol.transport.tasks import in_thread
 from pagefire.protocol.transport.wire import Wire
 from pagefire.source_host.packing import Packing
+from pagefire.source_host.sent_digests import Contents, SentDigests
+from pagefire.source_host.sieve import Sieve
 from pagefire.source_host.zero_look import ZeroLook
 
 #: Runs of at least this many pages go by sendfile: below, its system call costs more than the copy that it saves.
@@ -46,14 +49,15 @@ class PageStream:
     """Sends pages of one guest on one connection. `send_*` block and belong to the stream's thread; `run` brings them there.
 
     Counts what it sent: `sent_bytes` (frames and payload), `sent_pages`, of them `zero_pages`, and the others' `payload_bytes`,
-    compressed or not. `packing` says what was compressed, None where nothing may be.
+    compressed or not. `packing` says what was compressed, None where nothing may be; `sieve` leaves out of rounds what the
+    destination holds already, None where nothing is.
     """
 
     def __init__(self, wire: Wire, connection: Connection, memory: Mapping, compress: str = "off") -> None:
         """`compress` is off, or what to compress with, as far as the peer knows it: a codec, or auto."""
         self._wire = wire
         self._connection = connection
-        self._memory_fd = memory.fd
+        self._memory = memory
         # hugetlb has no sendfile (EINVAL).
         self._sendfile_pages = SENDFILE_PAGES if memory.unit_pages == 1 else memory.pages + 1
         self._bytes = memory.array.data
@@ -62,6 +66,7 @@ class PageStream:
         self.packing: Packing | None = None
         if compress != "off":
             self.packing = Packing(compress, sorted(connection.codecs & set(codecs_of(compress))), memory, wire)
+        self.sieve: Sieve | None = None
         self.sent_pages = 0
         self.zero_pages = 0
         self.payload_bytes = 0
@@ -77,6 +82,10 @@ class PageStream:
     def carried_bytes(self) -> int:
         """Count what has left the socket and was acknowledged; raises LinkLost."""
         return self._wire.sent_bytes - self._wire.queued_bytes()
+
+    def sift(self, mode: str, digests: SentDigests, *, coarse: bool) -> None:
+        """Leave out of the rounds that follow what the destination holds already, by digests that all streams share (`Sieve`)."""
+        self.sieve = Sieve(mode, digests, self._memory, self._wire, coarse=coarse)
 
     def begin_round(self, written: Iterable[PageSet], holes: PageSet, round_number: int) -> asyncio.Future[None]:
         """Let the thread send these pages and then the round's marker, from now on; `ended` awaits it.
@@ -120,37 +129,54 @@ class PageStream:
         return begun
 
     def _send_round(self, written: Iterable[PageSet], holes: PageSet, round_number: int) -> None:
+        if self.sieve is not None:
+            self.sieve.begin()
         for batch in holes.batches(MAX_ZERO_PAGES, MAX_FRAME_RUNS):
             self._send_zero_pages(batch)
         for part in written:
-            self.send_pages(part)
+            if self.sieve is None:
+                self.send_pages(part)
+            else:
+                for changed, copies in self.sieve.changed(self._with_contents(part, self.sieve)):
+                    self._send_contents(changed, copies)
         self._wire.send([self._connection.send(RoundEnd(round_number))])
 
     def send_pages(self, pages: PageSet) -> None:
         """Send pages that have contents, in ascending order; zero pages cost no payload. Blocks; raises LinkLost."""
+        for part in self._with_contents(pages):
+            if self.sieve is not None:
+                self.sieve.sent_otherwise(part)
+            self._send_contents(part)
+
+    def _with_contents(self, pages: PageSet, sieve: Sieve | None = None) -> Iterator[PageSet]:
+        """Send the zero pages among some pages, but for those that a sieve leaves out, and give the others, a frame's at a time."""
         for batch in pages.batches(MAX_FRAME_PAGES, MAX_FRAME_RUNS):
             zero = self._zeros.among(batch)
-            for part in zero.batches(MAX_FRAME_PAGES, MAX_FRAME_RUNS):
+            to_send = sieve.zeros_to_send(zero) if zero and sieve is not None else zero
+            for part in to_send.batches(MAX_FRAME_PAGES, MAX_FRAME_RUNS):
                 self._send_zero_pages(part)
             filled = batch - zero if zero else batch
-            for part in filled.batches(MAX_FRAME_PAGES, MAX_FRAME_RUNS):
-                self._send_contents(part)
+            yield from filled.batches(MAX_FRAME_PAGES, MAX_FRAME_RUNS)
 
     def _send_zero_pages(self, pages: PageSet) -> None:
         self._wire.send([self._connection.send(ZeroPages(pages))])
+        if self.sieve is not None:
+            self.sieve.sent_zeros(pages)
         self.sent_pages += pages.pages
         self.zero_pages += pages.pages
 
-    def _send_contents(self, pages: PageSet) -> None:
+    def _send_contents(self, pages: PageSet, copies: Contents | None = None) -> None:
+        """Send pages as they are now, or, where there are private copies of them, as those are."""
         if self.packing is None:
-            self._send_raw(pages)
+            self._send_raw(pages, copies)
             return
-        at_once = self.packing.batch_pages
+        # What was copied is about as much as is packed at once.
+        at_once = self.packing.batch_pages if copies is None else pages.pages
         for batch in pages.batches(at_once, MAX_FRAME_RUNS) if pages.pages > at_once else (pages,):
-            packed = self.packing.pack(batch)
+            packed = self.packing.pack(batch, copies)
             with self.packing.sending(batch, packed):
                 if packed is None:
-                    self._send_raw(batch)
+                    self._send_raw(batch, copies)
                 else:
                     self._send_packed(batch, *packed)
 
@@ -159,9 +185,12 @@ class PageStream:
         self.sent_pages += pages.pages
         self.payload_bytes += len(packed)
 
-    def _send_raw(self, pages: PageSet) -> None:
+    def _send_raw(self, pages: PageSet, copies: Contents | None = None) -> None:
+        if copies is not None:
+            self._send_copy(pages, copies.data.cast("B"))
+            return
         if self._connection.checksums:
-            self._send_copy(pages)
+            self._send_copy(pages, self._copied(pages))
             return
         waiting: list[bytes | memoryview] = [self._connection.send(Pages(pages), pages.size_bytes)]
         for start, count in zip(pages.starts.tolist(), pages.counts.tolist(), strict=True):
@@ -171,18 +200,21 @@ class PageStream:
                 continue
             self._wire.send(waiting, more=True)
             waiting = []
-            self._wire.send_range(self._memory_fd, first, self._bytes[first : first + size])
+            self._wire.send_range(self._memory.fd, first, self._bytes[first : first + size])
         if waiting:
             self._wire.send(waiting)
         self.sent_pages += pages.pages
         self.payload_bytes += pages.size_bytes
 
-    def _send_copy(self, pages: PageSet) -> None:
-        """Send pages as they are now: what is summed must be what arrives, and guest memory changes between the two."""
-        copy = b"".join(
+    def _copied(self, pages: PageSet) -> bytes:
+        """Copy pages as they are now: what is summed must be what arrives, and guest memory changes between the two."""
+        return b"".join(
             self._bytes[start * PAGE_BYTES : stop * PAGE_BYTES]
             for start, stop in zip(pages.starts.tolist(), pages.stops.tolist(), strict=True)
         )
+
+    def _send_copy(self, pages: PageSet, copy: bytes | memoryview) -> None:
+        """Send what was copied of pages, which nobody writes to."""
         self._wire.send([self._connection.send(Pages(pages), len(copy), [copy]), copy])
         self.sent_pages += pages.pages
         self.payload_bytes += pages.size_bytes

@@ -114,6 +114,7 @@ class Rounds:
     async def _ended(self, done: Round) -> Round:
         await in_thread(self._look)
         done.dirty_pages_after = self.unsent.written.pages
+        done.share_changed = await in_thread(self._link.share_changed, self.unsent.written)
         done.dirty_pages_per_s = self._looks.dirty_pages_per_s
         return done
 
@@ -145,11 +146,13 @@ class Rounds:
         return begun
 
     async def follow(self, begun: RoundBegun, pages: Callable[[], int]) -> None:
-        """Tell how far a round has come, until cancelled; `pages` gives how many it will have sent."""
+        """Tell how far a round has come, until cancelled; `pages` gives how many it will have sent or found unchanged."""
         while True:
             sent = self._link.sent_since(begun)
             self.progress.sent_bytes = sent.wire_bytes
-            self._emit({"event": "progress", "round": self.progress.round, "pages": pages(), "sent_pages": sent.pages})
+            self._emit(
+                {"event": "progress", "round": self.progress.round, "pages": pages(), "sent_pages": sent.done_pages}
+            )
             await asyncio.sleep(0.1)
 
     def _begun(self, begun: RoundBegun, pages: PageSet) -> None:

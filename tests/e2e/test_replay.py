@@ -163,6 +163,31 @@ def test_compressed_pages_arrive_on_hugetlb() -> None:
         replay("hybrid", 2, "oltp", seed=random.randrange(1 << 30), backing="hugetlb", compress="zstd")
 
 
+@pytest.mark.parametrize(
+    ("backing", "granularity"), [("4k", "auto"), ("thp", "2M"), ("thp", "auto"), ("hugetlb", "auto")]
+)
+@pytest.mark.parametrize("mode", MODES)
+def test_a_guest_whose_unchanged_pages_were_left_out_equals_its_twin(mode: str, backing: str, granularity: str) -> None:
+    """A second in rounds, so that there are some: what the destination holds is compared at the stun, too."""
+    workload, streams = random.choice(["oltp", "random", "phased"]), random.choice([1, 2])
+    install = random.choice(["loose", "rolling"])
+    with huge_pages(), hugetlb_pool(_POOL_BYTES):
+        report = replay(
+            mode, 2, workload, seed=random.randrange(1 << 30), streams=streams, backing=backing, granularity=granularity,
+            install=install, skip_unchanged="on", max_bandwidth_Bps=100e6, max_rounds=6, on_limit="postcopy", verify=True,
+            compress=random.choice(["off", "lz4"]) if workload == "oltp" else "off",
+        )  # fmt: skip
+    unchanged = report["unchanged"]
+    assert unchanged["mode"] == "on"
+    if not report["rounds"]:
+        assert (unchanged["hashed_pages"], unchanged["reason"]) == (0, "there were no rounds")
+    else:
+        assert unchanged["hashed_pages"] > 0
+        assert unchanged["unchanged_pages"] >= sum(one["unchanged_pages"] for one in report["rounds"])
+        if backing == "hugetlb" and len(report["rounds"]) > 1:
+            assert unchanged["unchanged_pages"] > 0
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_single_pages_all_over_a_sparse_guest_arrive(mode: str) -> None:
     replay(mode, 2, "random", seed=random.randrange(1 << 30), scattered=3000)

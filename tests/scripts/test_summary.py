@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from pagefire.protocol.report import Compression, MigrationReport, Round
+from pagefire.protocol.report import Compression, MigrationReport, Round, Unchanged
 from pagefire.scripts.summary import NOT_MEASURED, render_failure, render_summary, stun_words
 
 from . import completed_report
@@ -109,6 +109,20 @@ def test_compression_is_mentioned_where_it_was_asked_for() -> None:
     )
     report.compression = Compression("auto", reason="the link is too fast for it to pay: it carries 2 GB/s")
     assert "compressed nothing the link is too fast for it to pay: it carries 2 GB/s" in flowing(report.as_dict())
+
+
+def test_unchanged_pages_are_mentioned_where_they_were_looked_for() -> None:
+    report = completed_report()
+    report.unchanged = Unchanged("off", reason="asked for")
+    assert "unchanged" not in flowing(report.as_dict())
+    report.unchanged = Unchanged("auto", reason="the link is too fast for it to pay")
+    assert "unchanged 0 pages the link is too fast for it to pay" in flowing(report.as_dict())
+    report.unchanged = Unchanged("on", 600_000, 400_000, 0.5, "asked for")
+    assert "unchanged 400,000 pages left out, of 600,000 pages looked at in 500 ms" in flowing(report.as_dict())
+    assert "same" not in flowing(report.as_dict())
+    report.rounds[1].unchanged_pages = 4321
+    assert "skipped same left" in flowing(report.as_dict())
+    assert "4,321" in flowing(report.as_dict())
 
 
 def test_uncertain_clocks_make_the_stun_a_range() -> None:

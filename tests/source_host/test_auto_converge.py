@@ -16,6 +16,7 @@ from pagefire.protocol.pages import PageSet
 from pagefire.protocol.report import MigrationReport, Round
 from pagefire.source_host import auto_converge
 from pagefire.source_host.auto_converge import LEASE_S, AutoConverge
+from pagefire.source_host.link import SentTotals
 from pagefire.source_host.options import MigrationOptions
 
 VCPUS, PARTITION_PAGES = 2, 8192
@@ -112,7 +113,7 @@ async def test_a_long_round_is_looked_at_and_the_throttles_are_renewed(
 
     tracing: Any = SimpleNamespace(tracker=SimpleNamespace(written_so_far=written_so_far), rolling=None)
     begun: Any = SimpleNamespace(number=2, before=(0, 0, 0))
-    link: Any = SimpleNamespace(sent_totals=lambda: (0, 0, 0))
+    link: Any = SimpleNamespace(sent_since=lambda begun: SentTotals(0, 0, 0, 0, 0, 0))
     following = asyncio.create_task(one.follow(begun, 9000, link, tracing))
     untils = []
     while asked < 6:

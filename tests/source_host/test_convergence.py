@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pagefire.protocol.pages import PAGE_BYTES
 from pagefire.protocol.report import Round
-from pagefire.source_host.convergence import NO_GAIN, Limits, bandwidth_Bps, judge, payload_share
+from pagefire.source_host.convergence import NO_GAIN, Limits, bandwidth_Bps, judge, pace_Bps, payload_share
 
 
 def round_of(
@@ -28,6 +28,11 @@ def round_of(
     sent_bytes = payload_bytes if wire_bytes is None else wire_bytes
     rate = left / max(duration_s, 1e-6)
     return Round(number, pages, 0, sent_bytes, duration_s, left, skipped, rate, payload_bytes)
+
+
+def sifted(done: Round, *, unchanged: int, look_s: float = 0.0, changed: float = 1.0) -> Round:
+    """Give the round with so many pages left out besides, a look that long, and that share changed of what is left."""
+    return dataclasses.replace(done, unchanged_pages=unchanged, look_s=look_s, share_changed=changed)
 
 
 def limits(mode: str = "hybrid", **changes: object) -> Limits:
@@ -193,3 +198,56 @@ def test_hybrid_stops_when_the_guest_writes_faster_than_the_link_carries() -> No
     )
     assert not judge([dataclasses.replace(first, dirty_pages_per_s=20_000.0)], limits(), 8.6).stop
     assert not judge([dataclasses.replace(first, dirty_pages_per_s=48_000.0)], limits("precopy"), 8.6).stop
+
+
+# -- pages that are left out because they are unchanged ---------------------------------------------------------------------
+
+#: Of 2 GiB a first round of 16 s on a link of 1 Gbit/s; the guest keeps all of its 2 MiB pages dirty, and changes one of 512.
+FIRST = sifted(round_of(1, 524_288, 524_288, duration_s=17.0), unchanged=0, look_s=0.5, changed=1 / 512)
+SECOND = sifted(round_of(2, 1024, 524_288, duration_s=0.5), unchanged=523_264, look_s=0.5, changed=1 / 512)
+
+
+def test_a_round_of_which_most_was_left_out_does_not_tell_what_the_link_carries() -> None:
+    link_bps = 2**31 / 17.0
+    for rounds in ([FIRST], [FIRST, SECOND], [FIRST, SECOND, SECOND, SECOND, SECOND]):
+        assert bandwidth_Bps(rounds) == pytest.approx(link_bps)
+    # Unless there is no other.
+    assert bandwidth_Bps([SECOND]) == pytest.approx(1024 * PAGE_BYTES / 0.5)
+
+
+def test_the_next_round_takes_a_look_and_sends_what_has_changed() -> None:
+    assert pace_Bps([FIRST]) == pytest.approx(2**31 / (0.5 + 17.0 / 512))
+    half_changed = dataclasses.replace(SECOND, share_changed=0.5)
+    assert pace_Bps([FIRST, half_changed]) == pytest.approx(2**31 / (0.5 + 17.0 / 2))
+    assert pace_Bps([round_of(1, 1000, 10)]) == pytest.approx(bandwidth_Bps([round_of(1, 1000, 10)]))
+
+
+def test_in_precopy_what_is_unchanged_need_not_be_sent_in_the_stun() -> None:
+    # 512 MiB are left, of which 1 MiB has changed: a look of 125 ms, and 8 ms of the link.
+    left = dataclasses.replace(FIRST, dirty_pages_after=131_072)
+    assert judge([left], limits("precopy", downtime_limit_s=0.14), 17.0).then == "switch"
+    verdict = judge([left], limits("precopy", downtime_limit_s=0.13), 17.0)
+    assert not verdict.stop
+    assert "131,072 pages left, 133 ms at 4.03 GB/s, 100% of them unchanged, above the limit" in verdict.reason
+
+
+def test_in_hybrid_all_of_them_move_after_the_resume() -> None:
+    left = dataclasses.replace(FIRST, dirty_pages_after=131_072)
+    verdict = judge([left], limits(downtime_limit_s=0.13), 17.0)
+    assert "131,072 pages left, 4.25 s at 126 MB/s, 100% of them unchanged, above the limit" in verdict.reason
+
+
+def test_hybrid_goes_on_while_a_round_is_quicker_than_the_guest_makes_dirty() -> None:
+    """Twice as many pages a second as the link carries, nearly all of them unchanged: the next round looks at them in no time."""
+    rate = 2 * bandwidth_Bps([FIRST]) / PAGE_BYTES
+    assert not judge([dataclasses.replace(FIRST, dirty_pages_per_s=rate)], limits(), 17.0).stop
+    all_changed = dataclasses.replace(FIRST, dirty_pages_per_s=rate, share_changed=1.0)
+    assert "the guest writes faster than the link carries" in judge([all_changed], limits(), 17.0).reason
+
+
+def test_what_was_left_out_was_due_as_well() -> None:
+    """A round that sends 1,000 of 500,000 pages and leaves 20,000 has gained."""
+    quiet = dataclasses.replace(SECOND, dirty_pages_after=20_000, dirty_pages_per_s=1000.0)
+    assert not judge([FIRST, quiet], limits(), 18.0).stop
+    busy = dataclasses.replace(SECOND, dirty_pages_per_s=1000.0)
+    assert "began with 524,288 pages and gained nothing" in judge([FIRST, busy], limits(), 18.0).reason

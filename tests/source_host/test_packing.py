@@ -13,6 +13,7 @@ from pagefire.protocol.messages import MAX_FRAME_PAGES
 from pagefire.protocol.pages import PAGE_BYTES, PageSet
 from pagefire.source_host import packing as packing_module
 from pagefire.source_host.packing import Packing
+from pagefire.source_host.private_copy import copy_into
 from tests.conftest import MemoryMaker
 
 MB, GB = 1e6, 1e9
@@ -249,6 +250,6 @@ def test_a_copy_is_what_is_packed(make_memory: MemoryMaker, worlds: Worlds) -> N
     array = worlds.memory.array.reshape(-1, PAGE_BYTES)
     array[:] = np.arange(PAGES, dtype=np.uint8)[:, None]
     pages = PageSet.of_runs([0, 7, 300], [3, 200, 301])
-    copy = packing._copy(pages)
+    copy = copy_into(packing._room, packing._pages, pages)
     array[:] = 99
     assert np.array_equal(copy, np.repeat(pages.page_numbers().astype(np.uint8)[:, None], PAGE_BYTES, axis=1))

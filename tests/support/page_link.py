@@ -20,6 +20,7 @@ from pagefire.protocol.pages import PageSet
 from pagefire.protocol.state import Role, Side
 from pagefire.protocol.transport.frame_stream import FrameStream
 from pagefire.source_host.page_stream import PageStream, striped
+from pagefire.source_host.sent_digests import SentDigests
 from tests.support.secured import KeyRing, wire_pair
 
 _PATIENCE_S = 60.0
@@ -50,7 +51,8 @@ class PageLink:
     """Page connections from the memory `here` to the memory `there`: senders, receivers and the destination's ledger.
 
     Used on a running loop. With keys they are encrypted; with `checksum` every frame is verified; `compress` is the sender's
-    choice, of codecs that the receiver knows. `ends` holds the error with which each receiver ended.
+    choice, of codecs that the receiver knows; `skip_unchanged` its choice as to what is there already. `ends` holds the error with
+    which each receiver ended.
     """
 
     def __init__(
@@ -62,6 +64,8 @@ class PageLink:
         ring: KeyRing | None = None,
         checksum: bool = False,
         compress: str = "off",
+        skip_unchanged: str = "off",
+        coarse: bool = True,
     ) -> None:
         self.ledger = Ledger(there.pages)
         # Without a guest nothing is published: a receiver asks its publisher only after the resume.
@@ -71,11 +75,14 @@ class PageLink:
         self.ends: list[BaseException] = []
         self.rounds = 0
         self._markers: asyncio.Queue[int] = asyncio.Queue()
+        digests = self.digests = SentDigests(here.pages) if skip_unchanged != "off" else None
         loop = asyncio.get_running_loop()
         for _ in range(streams):
             source, destination = greeted(Role.PAGES, checksum=checksum, codecs=codecs_of(compress))
             one, wire = wire_pair(ring)
             self.streams.append(PageStream(one, source, here, compress))
+            if digests is not None:
+                self.streams[-1].sift(skip_unchanged, digests, coarse=coarse)
             self.receivers.append(
                 PageReceiver(
                     wire,
@@ -102,6 +109,10 @@ class PageLink:
     @property
     def sent_bytes(self) -> int:
         return sum(stream.sent_bytes for stream in self.streams)
+
+    @property
+    def unchanged_pages(self) -> int:
+        return sum(stream.sieve.unchanged_pages for stream in self.streams if stream.sieve is not None)
 
     @property
     def zero_pages(self) -> int:
