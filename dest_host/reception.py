@@ -60,8 +60,12 @@ class Reception:
         self._begin(self._run(migration))
 
     def named(self, name: str) -> bool:
-        """Tell whether a guest of that name is on its way here; the one that asks does not count."""
-        return sum(migration.name == name for migration in self.migrations) > 1
+        """Tell whether a guest of that name is on its way here; the one that asks does not count.
+
+        Nor does one that will not come any more: to end its shell takes some moments, and its source may try anew at once.
+        """
+        coming = (m for m in self.migrations if m.owns_guest or m.status not in (Status.FAILED, Status.CANCELLED))
+        return sum(migration.name == name for migration in coming) > 1
 
     # -- connections -------------------------------------------------------------------------------------------------------
 

@@ -144,6 +144,34 @@ def migrate(
 
 
 @app.command()
+@takes_groups
+def predict(
+    to: Annotated[str, typer.Option("--to", help="HOST:PORT of the destination daemon.")],
+    move: MoveOptions,
+    tracing: o.TracingOptions,
+    security: SecurityOptions,
+    name: o.GuestName = None,
+    backing: DestBacking = None,
+    watch: Annotated[str, typer.Option("--for", help="How long to watch the guest: 0.1s to 10m.")] = "3s",
+    json_file: o.JsonFile = None,
+    runtime_dir: o.RuntimeDir = None,
+) -> None:
+    """Predict what `migrate` with the same options would take, before anything moves."""
+    from pagefire.scripts.predicting import print_prediction, run_predict
+
+    if backing is not None:
+        o.one_of("--backing", backing, o.BACKINGS)
+    chosen = dataclasses.replace(move.migration(to, tracing), backing=backing, **security.given())
+    watch_s = o.watch_time(watch)
+    found = finding.resident(_directory(runtime_dir), name)
+    _require_writable(json_file)
+    told = run_predict(found.control_path, found.name, dataclasses.asdict(chosen), watch_s, _screen)
+    if json_file is not None:
+        _write_json(told, json_file)
+    print_prediction(told, _screen if json_file == "-" else Console(highlight=False))
+
+
+@app.command()
 def status(name: o.GuestName = None, json_file: o.JsonFile = None, runtime_dir: o.RuntimeDir = None) -> None:
     """Show what the daemons on this machine know of a guest, or of all guests, and of their migrations."""
     known = [one for one in finding.guests(_directory(runtime_dir)) if name in (None, one.name)]

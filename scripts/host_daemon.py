@@ -69,6 +69,7 @@ class HostDaemon:
                 "guest": self._guest_status,
                 "guests": self._guests,
                 "migrate": self._migrate,
+                "predict": self._predict,
                 "cancel": self._cancel,
                 "set": self._set,
                 "recover": self._recover,
@@ -235,6 +236,9 @@ class HostDaemon:
 
     async def _migrate(self, request: Json, emit: Emit) -> Json:
         return await self._resident(request).migrate(request, emit)
+
+    async def _predict(self, request: Json, emit: Emit) -> Json:
+        return await self._resident(request).predict(request, emit)
 
     async def _cancel(self, request: Json, emit: Emit) -> Json:
         return await self._resident(request).cancel()

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import signal
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +10,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
 
 from pagefire.protocol.addresses import parse_address
-from pagefire.protocol.errors import PagefireError
 from pagefire.protocol.pages import PAGE_BYTES
 from pagefire.protocol.transport import runtime_directory
 from pagefire.protocol.transport.control_socket import request
 from pagefire.protocol.units import format_count, format_duration, format_size
+from pagefire.scripts.cancelling import Cancelling
 from pagefire.scripts.observer import Observer
 
 Json = dict[str, Any]
@@ -46,18 +43,20 @@ class Migration:
             transient=True,
         )
         self._round: TaskID | None = None
-        #: Somebody pressed Ctrl-C; past the commit point a migration ends well all the same.
-        self.cancel_wanted = False
-        #: The cancel was refused: it is too late for it.
-        self._refused = False
+        self._cancelling = Cancelling(source_socket, name, console)
         #: What had been measured when a migration ended with an error.
         self.report_of_failure: Json | None = None
+
+    @property
+    def cancel_wanted(self) -> bool:
+        """Somebody pressed Ctrl-C; past the commit point a migration ends well all the same."""
+        return self._cancelling.wanted
 
     def run(self) -> Json:
         """Migrate and give the report; Ctrl-C and SIGTERM cancel. Raises the error that ended it."""
         with contextlib.ExitStack() as stack:
             observer = self._observer(stack)
-            stack.enter_context(self._cancel_on_signal())
+            stack.enter_context(self._cancelling.on_signal())
             stack.enter_context(self._progress)
             report: Json = request(self._source_socket, "migrate", self._show, name=self._name, **self._options)[
                 "report"
@@ -76,40 +75,10 @@ class Migration:
         observer = stack.enter_context(Observer(self._source_socket, destination_socket, self._name))
         return observer if observer.watching else None
 
-    @contextlib.contextmanager
-    def _cancel_on_signal(self) -> Iterator[None]:
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def on_signal(number: int, frame: object) -> None:
-            if self._refused:
-                raise PagefireError(
-                    "this command has left the migration alone", "it goes on in its daemons", "see `pagefire status`"
-                )
-            self._console.print("Cancelling ...")
-            self.cancel_wanted = True
-            self._cancel()
-
-        before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _cancel(self) -> None:
-        try:
-            request(self._source_socket, "cancel", timeout_s=10.0, name=self._name)
-        except PagefireError as error:
-            self._refused = True
-            self._console.print(f"{error} A second signal leaves the migration to its daemons.", soft_wrap=True)
-
     def _show(self, event: Json) -> None:
         match event["event"]:
-            case "phase" if event["phase"] == "setup" and self.cancel_wanted:
-                # The signal came before the daemon had begun, so there was nothing to cancel yet.
-                self._cancel()
+            case "phase" if event["phase"] == "setup" and self._cancelling.wanted:
+                self._cancelling.again()
             case "ended":
                 self.report_of_failure = event["report"]
             case "phase" if event["phase"] in _PHASES:

@@ -91,6 +91,14 @@ def link_timeout(given: str) -> float:
     return silence_s
 
 
+def watch_time(given: str) -> float:
+    """Read how long a guest is to be watched, in seconds; raises UsageError."""
+    watch_s = parse_duration(given)
+    if not 0.1 <= watch_s <= 600:
+        raise UsageError(f"{given!r} is no time to watch a guest", "0.1s to 10m are", "change --for")
+    return watch_s
+
+
 InstallLoss = Annotated[
     str,
     typer.Option(

@@ -22,6 +22,7 @@ from pagefire.protocol.compression import codecs_of
 from pagefire.protocol.connection import Connection
 from pagefire.protocol.errors import LinkLost, PagefireError, RemoteProtocolError
 from pagefire.protocol.messages import (
+    MAX_EXTENT_RUNS,
     Accept,
     Failure,
     Fenced,
@@ -29,6 +30,8 @@ from pagefire.protocol.messages import (
     Message,
     Offer,
     Perished,
+    Populate,
+    Populated,
     RoundReceived,
     Taken,
     Welcome,
@@ -44,6 +47,7 @@ from pagefire.protocol.transport.tasks import together, uninterrupted
 from pagefire.source_host.options import MigrationOptions
 from pagefire.source_host.outstanding import Outstanding
 from pagefire.source_host.page_stream import PageStream, striped
+from pagefire.source_host.sampling import Sample
 from pagefire.source_host.sent_digests import SentDigests
 from pagefire.source_host.sieve import Sieve
 from pagefire.source_host.skipping import Why, choose
@@ -180,13 +184,19 @@ class Link:
         self.control.silence_s = self._options.silence_s
         self._alive = asyncio.create_task(self.control.stay_alive(welcome.silence_s))
 
+    async def populate(self, pages: PageSet) -> None:
+        """Let the destination take memory for what will come, before anything comes."""
+        for batch in pages.batches(1 << 40, MAX_EXTENT_RUNS):
+            await self.control.send(Populate(batch))
+            await self.control.expect(Populated, self._options.setup_timeout_s)
+
     def begin_round(self, to_send: Collected) -> RoundBegun:
         """Begin to send one set of pages, an equal part on each connection; the threads are at it when this returns."""
         parts = striped(to_send.written, self.count.at_work)
         parts += [PageSet.empty()] * (len(self.streams) - len(parts))
         return self._begin([[pages] for pages in parts], to_send.holes)
 
-    def begin_shared_round(self, chunks: Rolling | Outstanding, holes: PageSet) -> RoundBegun:
+    def begin_shared_round(self, chunks: Rolling | Outstanding | Sample, holes: PageSet) -> RoundBegun:
         """Begin to send what is given out chunk by chunk: each connection at work takes the next one when it has sent one."""
         self.count.begin()
         begun = self._begin([self.count.turns(index, chunks.chunks()) for index in range(len(self.streams))], holes)

@@ -23,12 +23,9 @@ from pagefire.protocol.bitmap import encode_bitmap
 from pagefire.protocol.bitmap_runs import form_of
 from pagefire.protocol.errors import Cancelled, GuestError, PagefireError
 from pagefire.protocol.messages import (
-    MAX_EXTENT_RUNS,
     DigestsCompared,
     Foretold,
     PageDigests,
-    Populate,
-    Populated,
     Ready,
     Switchover,
 )
@@ -168,15 +165,9 @@ class OutgoingMigration:
             self._link.skip_unchanged(self.options.skip_unchanged, coarse=tracker.granularity is not Granularity.PAGE)
         self._accounting.traced(pages.size_bytes)
         if self.options.populate:
-            await self._populate(pages)
+            await beside(self._link.populate(pages), self._watch())
         await self._points.reached("traced")
         return pages
-
-    async def _populate(self, pages: PageSet) -> None:
-        """Let the destination take memory for what will come, before anything comes."""
-        for batch in pages.batches(1 << 40, MAX_EXTENT_RUNS):
-            await self._link.control.send(Populate(batch))
-            await beside(self._link.control.expect(Populated, self.options.setup_timeout_s), self._watch())
 
     # -- pre-copy ------------------------------------------------------------------------------------------------------------
 

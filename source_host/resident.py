@@ -17,6 +17,7 @@ from pagefire.protocol.bitmap import encode_bitmap
 from pagefire.protocol.errors import GuestError, PagefireError
 from pagefire.protocol.ownership import Act, Event, Owner, Ownership
 from pagefire.protocol.pages import pages_of
+from pagefire.protocol.prediction import Prediction
 from pagefire.protocol.report import MigrationReport
 from pagefire.protocol.state import Side, Status
 from pagefire.protocol.transport import heap
@@ -27,6 +28,7 @@ from pagefire.source_host.adopted import AdoptedMigration
 from pagefire.source_host.departure import DEPARTURE, forget_record
 from pagefire.source_host.migration import OutgoingMigration
 from pagefire.source_host.options import MigrationOptions
+from pagefire.source_host.predicting import Predicting
 
 log = logging.getLogger("pagefire.source")
 
@@ -43,6 +45,8 @@ class ResidentGuest:
         self._points = points
         self._migration: OutgoingMigration | AdoptedMigration | None = None
         self._task: asyncio.Task[MigrationReport] | None = None
+        #: The last prediction, and its task. Never under way beside a migration.
+        self._predicting: tuple[Predicting, asyncio.Task[Prediction]] | None = None
         self._died = False
         self._watched = -1
         self._lost_pages: int | None = None
@@ -103,6 +107,8 @@ class ResidentGuest:
             "status": Status.NONE.value,
             "error": "the guest process ended" if self._died and not self.gone else None,
         }
+        if (looking := self._looking) is not None:
+            status["predicting"] = looking[0].options.to
         if migration is None:
             return status
         departure = migration.departure
@@ -128,17 +134,8 @@ class ResidentGuest:
 
     async def migrate(self, request: Json, emit: Emit) -> Json:
         """Migrate as the request's options say; gives {"report"}."""
-        options = MigrationOptions(**{name: request[name] for name in _OPTION_NAMES & request.keys()})
-        if self._task is not None and not self._task.done():
-            assert self._migration is not None
-            raise PagefireError(
-                f"guest {self.name} is already migrating", f"to {self._migration.options.to}", "wait, or cancel it"
-            )
-        if self.gone:
-            assert self._migration is not None
-            raise PagefireError(f"guest {self.name} is not here any more", f"it runs at {self._migration.options.to}")
-        if self._died:
-            raise GuestError(f"guest {self.name} is dead", "its process ended")
+        options = _options_of(request)
+        self._require_settled()
         migration = OutgoingMigration(self.guest, options, self._points, emit)
         try:
             report = await asyncio.shield(self._begin(migration))
@@ -152,8 +149,52 @@ class ResidentGuest:
             raise
         return {"report": report.as_dict()}
 
+    async def predict(self, request: Json, emit: Emit) -> Json:
+        """Predict what `migrate` with the same options would do, after watching the guest for `watch_s`; gives {"prediction"}."""
+        options = _options_of(request)
+        self._require_settled()
+        predicting = Predicting(self.guest, options, float(request["watch_s"]), self._points, emit)
+        task = asyncio.create_task(predicting.run())
+        # Where nobody waits for it any more: whoever asked has gone, and it ends by itself.
+        task.add_done_callback(lambda task: task.cancelled() or task.exception())
+        self._predicting = predicting, task
+        return {"prediction": (await asyncio.shield(task)).as_dict()}
+
+    @property
+    def _looking(self) -> tuple[Predicting, asyncio.Task[Prediction]] | None:
+        """The prediction that is under way."""
+        return self._predicting if self._predicting is not None and not self._predicting[1].done() else None
+
+    def _require_settled(self) -> None:
+        """Raise PagefireError where the guest is not here to be migrated, or already is."""
+        if self._task is not None and not self._task.done():
+            assert self._migration is not None
+            raise PagefireError(
+                f"guest {self.name} is already migrating", f"to {self._migration.options.to}", "wait, or cancel it"
+            )
+        if (looking := self._looking) is not None:
+            why = f"to predict its migration to {looking[0].options.to}"
+            raise PagefireError(f"guest {self.name} is being looked at", why, "wait some seconds, or cancel it")
+        if self.gone:
+            assert self._migration is not None
+            raise PagefireError(f"guest {self.name} is not here any more", f"it runs at {self._migration.options.to}")
+        if self._died:
+            raise GuestError(f"guest {self.name} is dead", "its process ended")
+
+    async def _cancel_prediction(self) -> bool:
+        """Cancel a prediction and wait for its end; tells whether there was one."""
+        if (looking := self._looking) is None:
+            return False
+        predicting, task = looking
+        predicting.interrupt()
+        task.cancel()
+        await asyncio.wait({task})
+        return True
+
     async def cancel(self) -> Json:
-        """Cancel the migration, before its commit point; raises PagefireError after it."""
+        """Cancel the migration, before its commit point, or the prediction of one; raises PagefireError after it."""
+        if await self._cancel_prediction():
+            return {"status": self.status()["status"]}
         migration, task = self._migration, self._task
         if migration is None or task is None or task.done():
             raise PagefireError(f"guest {self.name} is not migrating")
@@ -242,6 +283,8 @@ class ResidentGuest:
         log.error("guest=%s pid=%d the guest process ended", self.name, self.guest.pid)
         if isinstance(self._migration, OutgoingMigration):
             self._migration.guest_died()
+        if (looking := self._looking) is not None:
+            looking[0].guest_died()
 
     def loss(self) -> GuestError:
         """Make the error of a daemon that was forced to end."""
@@ -262,6 +305,7 @@ class ResidentGuest:
         The only copy of a page may be here: unless `forced` is set, that is waited for. True when the guest is lost by it.
         """
         try:
+            await self._cancel_prediction()
             await self._finish_or_cancel(forced)
         finally:
             self._stop_watching()
@@ -300,3 +344,8 @@ def _ended(task: asyncio.Task[MigrationReport]) -> None:
     if not task.cancelled():
         task.exception()
     heap.tidy()
+
+
+def _options_of(request: Json) -> MigrationOptions:
+    """Read the options of a migration from a request."""
+    return MigrationOptions(**{name: request[name] for name in _OPTION_NAMES & request.keys()})
