@@ -19,28 +19,20 @@ from typing import Any
 from pagefire.guest_workload.guest_process import GuestProcess
 from pagefire.guest_workload.linux.memfd import data_extents
 from pagefire.guest_workload.page_digests import page_digests
-from pagefire.protocol.bitmap import encode_bitmap
-from pagefire.protocol.bitmap_runs import form_of
 from pagefire.protocol.errors import Cancelled, GuestError, PagefireError
-from pagefire.protocol.messages import (
-    DigestsCompared,
-    Foretold,
-    PageDigests,
-    Ready,
-    Switchover,
-)
+from pagefire.protocol.messages import DigestsCompared, PageDigests, Ready, Switchover
 from pagefire.protocol.ownership import Act, Event, Ownership
 from pagefire.protocol.pages import PageSet, pages_of
 from pagefire.protocol.report import MigrationReport, Retuned
 from pagefire.protocol.state import Side, Status
 from pagefire.protocol.transport.points import Points
 from pagefire.protocol.transport.tasks import beside, in_thread
-from pagefire.source_host import convergence, hot_pages
+from pagefire.source_host import convergence
 from pagefire.source_host.accounting import Accounting, compression_of, postcopy_of
 from pagefire.source_host.auto_converge import AutoConverge
 from pagefire.source_host.departure import Departure, OursAgain, forget_record, leave_record
 from pagefire.source_host.guest_tracing import GuestTracing
-from pagefire.source_host.hot_pages import HotPages
+from pagefire.source_host.last_pages import LastPages
 from pagefire.source_host.link import Link
 from pagefire.source_host.options import MigrationOptions
 from pagefire.source_host.retuning import retuned
@@ -53,8 +45,6 @@ log = logging.getLogger("pagefire.source")
 
 #: Digests that one message compares: if every second page differs, the answer still fits a frame.
 _DIGEST_BATCH_PAGES = 1 << 16
-#: Which of the windows before the stun begins with the foretelling: the destination has the last two to note it.
-_FORETELL_AT = hot_pages.WINDOWS - 2
 
 
 class OutgoingMigration:
@@ -76,12 +66,7 @@ class OutgoingMigration:
             guest.memory, self._link, self._tracing, self.throttling, emit, self._watch,
             leaves_swapped=options.mode in ("hybrid", "postcopy"),
         )  # fmt: skip
-        self._last_written = PageSet.empty()
-        #: What the destination was told ahead of the stun that it will lack, and what was collected since; all unsent besides.
-        self._foretold: Collected | None = None
-        self._foretold_bytes = 0
-        self._since = NOTHING
-        self._hot = HotPages(enabled=guest.memory.unit_pages == 1)
+        self._last_pages = LastPages(guest.memory, self._link, self._rounds, options.bitmap)
         self._ownership = Ownership(Side.SOURCE, guest.control)
         #: The part after the commit point.
         self.departure: Departure | None = None
@@ -216,53 +201,10 @@ class OutgoingMigration:
             self.options = replace(self.options, mode="hybrid")
 
     async def _approach(self) -> Collected:
-        """Collect some more, shortly before the stun: the last scan then finds little, and what is found each time is hot.
-
-        Gives the last collection as it is: what time it takes to look at it, the guest goes on writing. Only where pages move after
-        the resume; elsewhere all of them go during the stun anyway.
-        """
-        late = NOTHING
-        if self.options.mode == "hybrid" and self._tracing.tracker is not None:
-            for window in range(hot_pages.WINDOWS):
-                await in_thread(self._take_in, late)
-                if window == _FORETELL_AT and self.options.foretell and self._link.foretells:
-                    await self._foretell()
-                await in_thread(self._rehearse)
-                await asyncio.sleep(hot_pages.WINDOW_S)
-                late = await in_thread(self._tracing.tracker.collect_and_clear)
-        return late
-
-    def _take_in(self, late: Collected) -> None:
-        """Add a late collection to what is unsent; a window in which nothing was written tells nothing."""
-        if late:
-            late = self._rounds.news_of(late)
-            if self._foretold is None:
-                self._rounds.unsent |= late
-            else:
-                self._since |= late
-            self._hot.note(late.written)
-
-    async def _foretell(self) -> None:
-        """Tell the destination what it lacks as it stands: to code and to note all that would take a third of the stun."""
-        left = self._rounds.unsent
-        named = left.written | left.holes
-        coded = await in_thread(encode_bitmap, self.options.bitmap, named, pages_of(self._guest.memory.size_bytes))
-        await self._link.say(Foretold(self.options.bitmap, named.pages), coded)
-        self._foretold, self._foretold_bytes = Collected(named, left.holes), len(coded)
-
-    def _rehearse(self) -> None:
-        """Compute once for nothing what the stun computes: it costs more where code and memory are cold."""
-        news = self._unsaid
-        self._divided(news)
-        encode_bitmap(
-            form_of(news.written, foretold=self._foretold is not None, chosen=self.options.bitmap),
-            news.written,
-            pages_of(self._guest.memory.size_bytes),
-        )
-
-    @property
-    def _unsaid(self) -> Collected:
-        return self._rounds.unsent if self._foretold is None else self._since
+        """Come close to the stun, where pages move after the resume; gives the last collection, which nobody has looked at."""
+        if self.options.mode != "hybrid" or self._tracing.tracker is None:
+            return NOTHING
+        return await self._last_pages.approach(self._tracing.tracker, foretell=self.options.foretell)
 
     # -- the stun ------------------------------------------------------------------------------------------------------------
 
@@ -276,7 +218,7 @@ class OutgoingMigration:
         self.status = Status.DEVICE
         await self._points.reached("pausing")
         stun.pause_ns = control.request_pause()
-        self._take_in(late)
+        self._last_pages.take_in(late)
         await self._quiesce()
         stun.mark("parked")
         await self._points.reached("quiesced")
@@ -284,43 +226,31 @@ class OutgoingMigration:
         last_round = self._rounds.begin(at_once) if at_once else None
         self.report.stun_pages = at_once.written.pages + at_once.holes.pages
         stun.mark("scanned")
-        named = later.written | later.holes
-        if self._rounds.swapped.pages:
-            unsent, since = self._rounds.unsent, self._since
-            stun.swapped = (
-                self._rounds.swapped.pages - unsent.written - since.written - self._last_written - later.holes
-            )
-            named -= stun.swapped
-        total_pages = pages_of(self._guest.memory.size_bytes)
-        form = form_of(named, foretold=self._foretold is not None, chosen=self.options.bitmap)
-        coded = encode_bitmap(form, named, total_pages)
-        swap_coded = encode_bitmap("compacted", stun.swapped, total_pages) if stun.swapped else b""
-        stun.swap_bitmap_bytes = len(swap_coded)
+        bitmaps = self._last_pages.coded(later)
+        stun.swapped, stun.swap_bitmap_bytes = bitmaps.swapped, len(bitmaps.swap_coded)
         stun.mark("coded")
         registers = control.checkpoint_registers()
         stun.last_commits_ns = control.last_commits_ns()
         stun.commits = control.registers[:, 0].tolist()
         switchover = Switchover(
             registers_bytes=len(registers),
-            bitmap_form=form,
-            remaining_pages=named.pages + stun.swapped.pages,
+            bitmap_form=bitmaps.form,
+            remaining_pages=bitmaps.named.pages + bitmaps.swapped.pages,
             commits=stun.commits,
             last_round=last_round.number if last_round else self._link.rounds_done,
-            hot=at_once.written if later or self._foretold else PageSet.empty(),
+            hot=at_once.written if later or self._last_pages.foretold else PageSet.empty(),
             stop_at=control.stop_at,
-            swapped_bytes=len(swap_coded),
+            swapped_bytes=len(bitmaps.swap_coded),
         )
         # The destination waits for the last round's marker before it is READY (the drain): the two need no order here, and a round
         # trip is saved. It may be at work before `send` returns, so the instant is taken before.
         stun.mark("sent")
-        await self._link.say(switchover, registers + coded + swap_coded)
+        await self._link.say(switchover, registers + bitmaps.coded + bitmaps.swap_coded)
         # While the destination is at it.
-        if self._foretold is not None:
-            named |= self._foretold.written - at_once.written
-        self.remaining = stun.remaining = named | stun.swapped
+        self.remaining = stun.remaining = self._last_pages.remaining(bitmaps, at_once.written)
         await self._points.reached("bitmap-sent")
         if last_round:
-            timeout_s = self.options.switchover_timeout_s if later or self._foretold else None
+            timeout_s = self.options.switchover_timeout_s if later or self._last_pages.foretold else None
             done = await beside(
                 self._link.end_round(last_round, timeout_s),
                 self._rounds.follow(last_round, lambda: at_once.written.pages),
@@ -332,8 +262,12 @@ class OutgoingMigration:
             await self._verify(pages | self._rounds.sent)
         await self._points.reached("ready")
         stun.mark("verified")
-        ahead_pages = self._foretold.written.pages if self._foretold is not None else 0
-        stun.note_bitmap(total_pages, len(coded) + len(swap_coded), self._foretold_bytes, ahead_pages)
+        stun.note_bitmap(
+            pages_of(self._guest.memory.size_bytes),
+            len(bitmaps.coded) + len(bitmaps.swap_coded),
+            self._last_pages.foretold_bytes,
+            self._last_pages.foretold_pages,
+        )
 
     async def _quiesce(self) -> None:
         """Wait until every vCPU is parked. Sleeps on the futex in slices, so that a dead guest or a cancel is still noticed."""
@@ -354,9 +288,7 @@ class OutgoingMigration:
         On the loop, not in a thread: two changes of thread cost more than the scan of a small guest, and nothing else is due.
         """
         if self._tracing.tracker is not None:
-            last = self._rounds.news_of(self._tracing.tracker.collect_last())
-            self._last_written = last.written
-            return self._unsaid | last
+            return self._last_pages.found_last(self._tracing.tracker.collect_last())
         memory = self._guest.memory
         return Collected(await in_thread(data_extents, memory.fd, 0, memory.size_bytes), PageSet.empty())
 
@@ -364,10 +296,7 @@ class OutgoingMigration:
         """Divide what the destination lacks into what goes during the stun and what may follow after the resume."""
         if self.options.mode in ("precopy", "stop-and-copy"):
             return left, NOTHING
-        hot = self._hot.choose(self._last_written) - left.holes
-        if self._foretold is not None and self._foretold.holes:
-            hot -= self._foretold.holes - left.written
-        return Collected(hot, PageSet.empty()), Collected(left.written - hot, left.holes)
+        return self._last_pages.divided(left)
 
     async def _verify(self, pages: PageSet) -> None:
         """Compare digests of every page that the destination claims to have; raises when one differs, and the guest stays here."""

@@ -89,7 +89,7 @@ class SourceScript(DepartureScript):
             after = source._replace(unsent=0, round=number, rounds_left=source.rounds_left - 1, at=S.ROUND)
             yield Step("source: begins a round", after, self._round(links, source, source.unsent, number))
         if source.unsent:
-            # OutgoingMigration._foretell
+            # LastPages._foretell
             after = source._replace(foretold=source.unsent, at=S.FORETOLD)
             yield Step("source: foretells", after, self.say(links, source.slot, "Foretold", source.unsent))
         yield from self.stop_guest(source, links, listening)
