@@ -17,7 +17,8 @@ from typing import Any
 from rich.console import Console
 
 from pagefire.protocol.errors import PagefireError, UsageError
-from pagefire.scripts.summary import MAX_WIDTH_COLUMNS, render_summary
+from pagefire.scripts.layout import MAX_WIDTH_COLUMNS
+from pagefire.scripts.summary import render_summary
 from pagefire.scripts.timeline import draw_timeline
 
 REPORT_FILES = ("report.json", "summary.txt", "timeline.png")

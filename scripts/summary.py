@@ -11,24 +11,19 @@ Nothing is measured or judged here. What a figure counts is said beside it in a 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from rich.console import Console, RenderableType
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from pagefire.protocol.units import format_count, format_duration, format_size, format_throughput
+from pagefire.scripts.layout import NAME_COLUMNS, bar, grid, indented, pairs, print_all, section, triples
 from pagefire.scripts.throttle_words import throttle_words
 
 NOT_MEASURED = "not measured"
 _NAMELESS = "the guest"
 
-#: Wider lines are harder to read than shorter ones are to wrap.
-MAX_WIDTH_COLUMNS = 100
-_BAR_COLUMNS = 28
-_NAME_COLUMNS = 19
-_FIGURE_COLUMNS = 18
 #: More rounds than this are shown by their first and last ones.
 _MAX_ROUNDS_SHOWN = 12
 #: An uncertainty of the clocks above this share of the stun turns the stun into a range.
@@ -60,32 +55,32 @@ def render_summary(report: Report, console: Console) -> None:
     if report.get("outcome") != "completed":
         render_failure(report, console)
         return
-    _print(console, Text(_success(report), style="bold"), Text())
-    _print(console, _subject(report))
-    _section(console, "Stun", _stun(report))
-    _section(console, "Downtime", *_downtime(report, console))
-    _section(console, "Pre-copy", *_precopy(report))
-    _section(console, "Bitmap at switchover", _bitmap(report))
-    _section(console, "Post-copy", _postcopy(report))
-    _section(console, "Guest", _guest_rates(report))
-    _section(console, "Verified", _verified(report))
-    _section(console, "Cost", _cost(report))
+    print_all(console, Text(_success(report), style="bold"), Text())
+    print_all(console, _subject(report))
+    section(console, "Stun", _stun(report))
+    section(console, "Downtime", *_downtime(report, console))
+    section(console, "Pre-copy", *_precopy(report))
+    section(console, "Bitmap at switchover", _bitmap(report))
+    section(console, "Post-copy", _postcopy(report))
+    section(console, "Guest", _guest_rates(report))
+    section(console, "Verified", _verified(report))
+    section(console, "Cost", _cost(report))
 
 
 def render_failure(report: Report, console: Console) -> None:
     """Print a migration that failed, was cancelled or is still under way: why, and what had been measured by then."""
-    _print(console, Text(_failure(report), style="bold"))
+    print_all(console, Text(_failure(report), style="bold"))
     if report.get("error"):
-        _print(console, Text(str(report["error"])))
-    _print(console, Text(), _subject(report))
+        print_all(console, Text(str(report["error"])))
+    print_all(console, Text(), _subject(report))
     if report.get("rounds"):
-        _section(console, "Pre-copy", *_precopy(report))
+        section(console, "Pre-copy", *_precopy(report))
     if report.get("downtime_breakdown"):
-        _section(console, "Downtime", *_downtime(report, console))
+        section(console, "Downtime", *_downtime(report, console))
     problems = _read(report, "verified", "problems")
     if problems:
-        _section(console, "Verified", _verified(report))
-    _section(console, "Cost", _cost(report))
+        section(console, "Verified", _verified(report))
+    section(console, "Cost", _cost(report))
 
 
 def stun_words(report: Report) -> str:
@@ -177,14 +172,14 @@ def _subject(report: Report) -> RenderableType:
         )
     if versions:
         rows.append(("versions", ", ".join(f"{name} {version}" for name, version in versions.items())))
-    return _pairs(rows)
+    return pairs(rows)
 
 
 def _stun(report: Report) -> RenderableType:
     each = report.get("vcpu_stun_s") or {}
     clock = report.get("clock") or {}
     error = _words(clock, "error_s", write=lambda s: f"+-{format_duration(s)}")
-    return _triples(
+    return triples(
         [
             ("guest's own clock", stun_words(report), "last commit to first, of any vCPU"),
             ("observer", _duration(report, "observer_stun_s"), "seen by a separate process"),
@@ -211,14 +206,14 @@ def _installed(installed: Report) -> str:
 def _downtime(report: Report, console: Console) -> Iterable[RenderableType]:
     downtime_s, parts = report.get("downtime_s"), report.get("downtime_breakdown")
     row = ("downtime", _duration(report, "downtime_s"), "pause request to destination's resume")
-    yield _triples([row])
+    yield triples([row])
     if not parts:
-        yield _indented(Text(f"its parts: {NOT_MEASURED}"))
+        yield indented(Text(f"its parts: {NOT_MEASURED}"))
         return
     measured_s = [parts[key] for key, _, _ in _BREAKDOWN if parts.get(key) is not None]
     whole_s = max(downtime_s or 0.0, sum(measured_s))
-    table = _grid("right")
-    table.add_column(min_width=_NAME_COLUMNS)
+    table = grid("right")
+    table.add_column(min_width=NAME_COLUMNS)
     for justify in ("right", "right", "left", "left"):
         table.add_column(justify=justify)
     for key, name, note in _BREAKDOWN:
@@ -233,19 +228,19 @@ def _downtime(report: Report, console: Console) -> Iterable[RenderableType]:
     if downtime_s is not None and between_s > 0.005 * whole_s:
         table.add_row(*_share("between these", between_s, whole_s, "instants that no part counts", console))
     yield Text()
-    yield _indented(table)
+    yield indented(table)
 
 
 def _share(name: str, part_s: float, whole_s: float, note: str, console: Console) -> tuple[str, str, str, Text, Text]:
     share = part_s / whole_s if whole_s else 0.0
-    bar = Text(_bar(share, console), style="cyan", no_wrap=True)
-    return name, format_duration(part_s), f"{share:.0%}", bar, Text(note, style="dim")
+    drawn = Text(bar(share, console), style="cyan", no_wrap=True)
+    return name, format_duration(part_s), f"{share:.0%}", drawn, Text(note, style="dim")
 
 
 def _precopy(report: Report) -> Iterable[RenderableType]:
     rounds = report.get("rounds") or []
     if rounds:
-        yield _indented(_rounds(rounds))
+        yield indented(_rounds(rounds))
         yield Text()
     rows = [
         ("rounds", format_count(len(rounds)) if rounds else "none"),
@@ -257,12 +252,12 @@ def _precopy(report: Report) -> Iterable[RenderableType]:
     ]
     if throttle := report.get("throttle"):
         rows.append(("auto-converge", throttle_words(throttle)))
-    yield _pairs(rows)
+    yield pairs(rows)
 
 
 def _rounds(rounds: Sequence[Report]) -> Table:
     sifted = ("same",) if any(one.get("unchanged_pages") for one in rounds) else ()
-    table = _grid("right", *("round", "pages", "zero", "on the wire", "time", "throughput", "skipped", *sifted, "left"))
+    table = grid("right", *("round", "pages", "zero", "on the wire", "time", "throughput", "skipped", *sifted, "left"))
     shown: list[Report | None] = list(rounds)
     if len(rounds) > _MAX_ROUNDS_SHOWN:
         half = _MAX_ROUNDS_SHOWN // 2
@@ -290,12 +285,12 @@ def _rounds(rounds: Sequence[Report]) -> Table:
 def _bitmap(report: Report) -> RenderableType:
     bitmap = report.get("bitmap")
     if not bitmap:
-        return _pairs([("bitmap", NOT_MEASURED)])
+        return pairs([("bitmap", NOT_MEASURED)])
     raw_bytes, sent_bytes = bitmap.get("raw_bytes"), bitmap.get("compacted_bytes")
     times_smaller = f"{format_count(raw_bytes / sent_bytes)} times smaller" if raw_bytes and sent_bytes else ""
     if raw_bytes and sent_bytes and raw_bytes < 2 * sent_bytes:
         times_smaller = f"{sent_bytes / raw_bytes:.0%} of it"
-    return _triples(
+    return triples(
         [
             ("sent in the stun", _words(report, "stun_pages", write=_pages), "what had to be there before the resume"),
             ("pages still missing", _words(bitmap, "pages", write=format_count), ""),
@@ -311,9 +306,9 @@ def _postcopy(report: Report) -> RenderableType:
     postcopy = report.get("postcopy")
     resident = ("resident after", _duration(report, "resident_after_s"), "resume to the last page")
     if not postcopy:
-        return _triples([("pages", NOT_MEASURED, "none moved after the resume"), resident])
+        return triples([("pages", NOT_MEASURED, "none moved after the resume"), resident])
     fault_us = postcopy.get("fault_us") or {}
-    return _triples(
+    return triples(
         [
             ("pushed", _words(postcopy, "pushed_pages", write=_pages), "in the background"),
             ("fetched", _words(postcopy, "faulted_pages", write=_pages), "a vCPU waited for them"),
@@ -335,7 +330,7 @@ def _guest_rates(report: Report) -> RenderableType:
         rate = rates.get(f"{when}_per_s")
         share = f"{rate / before:.0%} of before; " if before and rate is not None and when != "before" else ""
         rows.append((when, NOT_MEASURED if rate is None else f"{format_count(rate)} commits/s", share + note))
-    return _triples(rows)
+    return triples(rows)
 
 
 def _verified(report: Report) -> RenderableType:
@@ -348,7 +343,7 @@ def _verified(report: Report) -> RenderableType:
         ("check paused it for", _duration(verified, "check_pause_s"), "after the measurement"),
     ]
     rows += [("PROBLEM", str(problem), "") for problem in verified.get("problems") or []]
-    return _triples(rows)
+    return triples(rows)
 
 
 def _cost(report: Report) -> RenderableType:
@@ -378,7 +373,7 @@ def _cost(report: Report) -> RenderableType:
         words = f"{_words(connection, 'rtt_s', write=format_duration)} rtt"
         note = f"{_words(connection, 'retransmits', write=format_count)} retransmits, {connection.get('congestion')}"
         rows.append((f"tcp {connection.get('role')}", words, note))
-    return _triples(rows)
+    return triples(rows)
 
 
 def _compressed(compression: Report) -> tuple[str, str]:
@@ -450,53 +445,3 @@ def _verdict(proven: bool | None, good: str, bad: str) -> str:
 
 def _none_lost(count: int | None) -> str:
     return NOT_MEASURED if count is None else format_count(count)
-
-
-def _bar(share: float, console: Console) -> str:
-    """Draw a bar; a share above zero has at least its thinnest stroke."""
-    if console.options.ascii_only:
-        return "#" * max(round(share * _BAR_COLUMNS), share > 0)
-    eighths = max(round(share * _BAR_COLUMNS * 8), share > 0)
-    whole, rest = divmod(eighths, 8)
-    return "\N{FULL BLOCK}" * whole + (chr(0x2590 - rest) if rest else "")
-
-
-def _grid(justify: Literal["left", "right"], *headers: str) -> Table:
-    table = Table(box=None, show_header=bool(headers), header_style="", pad_edge=False, padding=(0, 2, 0, 0))
-    for header in headers:
-        table.add_column(header, justify=justify)
-    return table
-
-
-def _pairs(rows: Iterable[tuple[str, str]]) -> RenderableType:
-    """Lay out names and words that may wrap."""
-    table = _grid("left")
-    table.add_column(min_width=_NAME_COLUMNS)
-    table.add_column()
-    for name, words in rows:
-        table.add_row(Text(name), Text(words))
-    return _indented(table)
-
-
-def _triples(rows: Iterable[tuple[str, str, str]]) -> RenderableType:
-    """Lay out names, figures and, faintly, what each figure counts."""
-    table = _grid("left")
-    table.add_column(min_width=_NAME_COLUMNS)
-    table.add_column(min_width=_FIGURE_COLUMNS)
-    table.add_column(style="dim")
-    for name, figure, note in rows:
-        table.add_row(Text(name), Text(figure), Text(note))
-    return _indented(table)
-
-
-def _indented(renderable: RenderableType) -> Padding:
-    return Padding(renderable, (0, 0, 0, 2))
-
-
-def _section(console: Console, title: str, *body: RenderableType) -> None:
-    _print(console, Text(), Text(title, style="bold"), *body)
-
-
-def _print(console: Console, *renderables: RenderableType) -> None:
-    for renderable in renderables:
-        console.print(renderable, width=min(console.width, MAX_WIDTH_COLUMNS), highlight=False)

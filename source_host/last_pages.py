@@ -2,7 +2,7 @@
 
 Shortly before the stun memory is collected some more times, so that the last scan finds little; what every window wrote is hot
 (hot_pages.py). The bitmap of all that is unsent then is foretold while the guest still runs; in the stun only what has changed
-since is coded. Until the foretelling late pages join what is unsent; from there on they are kept apart: nobody has told of them yet.
+since is coded. Until the foretelling late pages join what is unsent; from there on they are kept apart: nobody was told of them.
 """
 
 from __future__ import annotations

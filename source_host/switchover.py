@@ -65,10 +65,16 @@ class Stun:
         assert self.resumed is not None
         return (self.resumed.resumed_ns - self.pause_ns) / 1e9 - clock.offset_s
 
-    def breakdown(self, clock: Clock) -> DowntimeBreakdown:
-        """Divide the downtime; see `DowntimeBreakdown` for what each part counts."""
+    def breakdown(self, clock: Clock) -> DowntimeBreakdown | None:
+        """Divide the downtime; see `DowntimeBreakdown` for what each part counts.
+
+        None where nobody knows when HANDOVER came: a daemon that took the place of one that died finds in the guest's control block
+        when it was resumed, and no more.
+        """
         assert self.ready is not None
         assert self.resumed is not None
+        if not self.resumed.handover_received_ns:
+            return None
         install_s, drain_s = self.ready.decode_s + self.ready.install_s, self.ready.drain_s
         to_ready_s = (self.ready_ns - self.sent_ns) / 1e9
         to_handover_s = (self.resumed.handover_received_ns - self.verified_ns) / 1e9 - clock.offset_s

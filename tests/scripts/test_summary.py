@@ -67,6 +67,13 @@ def test_the_breakdown_adds_up() -> None:
     assert sum(shares) == pytest.approx(100, abs=5)
 
 
+def test_a_part_that_cannot_be_does_not_fill_the_screen() -> None:
+    """A migration whose destination had died took `resume` for the time since the machine was started: a bar of megabytes."""
+    report = completed_report().as_dict()
+    report["downtime_breakdown"] |= {"resume_s": 5e4, "transfer_s": -5e4}
+    assert len(printed(report)) < 2 * len(printed(completed_report().as_dict()))
+
+
 def test_a_report_read_back_from_json_prints_the_same() -> None:
     report = completed_report().as_dict()
     assert printed(json.loads(json.dumps(report))) == printed(report)
