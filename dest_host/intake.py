@@ -71,7 +71,7 @@ class Intake:
             )
 
     def take(self, pages: PageSet, landing: Landing) -> None:
-        """Take pushed contents of `pages` from the landing's socket."""
+        """Take contents of `pages`, of a round or pushed, from the landing's socket."""
         self.check_within(pages)
         if not self._resumed:
             landing.fill(pages)
@@ -109,8 +109,16 @@ class Intake:
         """Show the guest those of `pages` that are here and current and were not shown yet; whole units around them."""
         whole = pages.rounded(self._unit_pages, self._total_pages) if self._unit_pages > 1 else pages
         ready = self._ledger.unpublished(whole)
-        for start, stop in zip(ready.starts.tolist(), ready.stops.tolist(), strict=True):
-            self.publish(start, stop)
+        # First those for which somebody waits: to show all of a batch takes as long as to fetch a page.
+        if waited := self._waited_for(ready):
+            for page in waited:
+                start = page // self._unit_pages * self._unit_pages
+                self.publish(start, start + self._unit_pages)
+            ready = self._ledger.unpublished(whole)
+        self._publisher.publish_all(ready)
+        self._ledger.mark_all_published(ready)
+        for page in self._waited_for(ready):
+            self.settle_waits(page, page + 1)
 
     def publish(self, start: int, stop: int) -> None:
         """Show the guest a run of pages that are here and current; whoever waits for one of them goes on."""
@@ -129,6 +137,8 @@ class Intake:
             return list(self._waiting)
 
     def _waited_for(self, pages: PageSet) -> list[int]:
+        if not self._waiting:
+            return []
         with self._waiting_lock:
             return [page for page in self._waiting if page in pages]
 

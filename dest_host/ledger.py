@@ -79,8 +79,11 @@ class Ledger:
         self._taken_back, self._added = present, pages
         self.missing += pages.pages - known - foretold
 
-    def _missing_at_the_resume(self) -> PageSet:
-        """Give the pages that the bitmap named, when all of it is known."""
+    def named(self) -> PageSet:
+        """Give the pages that were missing at the resume, once all of the bitmap is known.
+
+        Two threads that come here at once do the same twice, which changes nothing.
+        """
         if self._taken_back or self._added:
             self._named = (self._named - self._taken_back) | self._added
             self._taken_back = self._added = PageSet.empty()
@@ -101,7 +104,7 @@ class Ledger:
         A page that was claimed and not received may be half-filled: it has to come again, whole.
         """
         with self._lock:
-            named = self._missing_at_the_resume()
+            named = self.named()
             missing = _chosen(named, (self.states[named.index()] & RECEIVED) == 0)
             if missing:
                 self.states[missing.index()] &= np.uint8(0xFF ^ (CLAIMED | REQUESTED))
@@ -109,7 +112,7 @@ class Ledger:
 
     def received(self) -> tuple[int, int]:
         """Count the pages that came after the resume: those that a fault had asked for, and the others."""
-        states = self.states[self._missing_at_the_resume().index()]
+        states = self.states[self.named().index()]
         states = states[(states & RECEIVED) != 0]
         asked_for = int(np.count_nonzero(states & REQUESTED))
         return asked_for, states.size - asked_for
@@ -184,6 +187,11 @@ class Ledger:
     def mark_published(self, start: int, stop: int) -> None:
         with self._lock:
             self.states[start:stop] |= PUBLISHED
+
+    def mark_all_published(self, pages: PageSet) -> None:
+        """Do for every run of a set what `mark_published` does for one."""
+        with self._lock:
+            self._add(pages, PUBLISHED)
 
     def publishable_around(self, page: int, window_pages: int) -> tuple[int, int]:
         """Give the run around `page`, inside its aligned window, of pages that may be published and were not yet.

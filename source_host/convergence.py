@@ -7,7 +7,8 @@ at them: that pace counts for rounds and for the stun, but not for what moves af
 Pre-copy: stop when the pages left can be sent within the downtime limit, because then the guest stands still for that long.
 Hybrid: the remainder moves after the resume, so the limit bounds the time to move it (vMotion's switchover goal) and the stun does
 not depend on it; and it stops as soon as a round has gained nothing, or the guest writes as fast as the link carries, because pages
-that are rewritten all the time are not worth sending early.
+that are rewritten all the time are not worth sending early. Within the limit it goes on as long as the next round is expected to
+halve what is left and the last one did: a round costs the guest next to nothing, a page that is missing after the resume a wait.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from pagefire.protocol.units import format_count, format_duration, format_throug
 
 #: A round that leaves more than this share of what it began with has gained nothing.
 NO_GAIN = 0.8
+#: Hybrid sends another round, though what is left is within the limit, where that leaves at most so much of it, and is more than
+#: moves in so long.
+HALF, LITTLE_S = 0.5, 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +100,15 @@ def judge(rounds: list[Round], limits: Limits, elapsed_s: float) -> Verdict:
     stopping = f"Stopping pre-copy after round {last.round}"
     if limits.switch_now:
         return Verdict(True, "postcopy", f"{stopping}: told to by `pagefire set --mode postcopy`; {state}; {dirt}")
+    at_an_end = last.round >= limits.max_rounds or elapsed_s >= limits.max_time_s
     if expected_s <= limits.downtime_limit_s:
+        shrinks = dirtied_Bps <= HALF * pace and (len(rounds) == 1 or last.dirty_pages_after <= HALF * due_pages)
+        if hybrid and shrinks and expected_s > LITTLE_S and not at_an_end:
+            return Verdict(
+                False,
+                "",
+                f"Going on after round {last.round}: {state}, within {limit}; {dirt}, so another round leaves less",
+            )
         return Verdict(True, "postcopy" if hybrid else "switch", f"{stopping}: {state}, within {limit}; {dirt}")
     if hybrid and dirtied_Bps >= pace:
         faster = "the guest writes faster than the link carries, the rest moves after the resume"
@@ -106,7 +118,7 @@ def judge(rounds: list[Round], limits: Limits, elapsed_s: float) -> Verdict:
             f"the round began with {format_count(due_pages)} pages and gained nothing, the rest moves after the resume"
         )
         return Verdict(True, "postcopy", f"{stopping}: {state}, above {limit}; {dirt}; {gain}")
-    if last.round >= limits.max_rounds or elapsed_s >= limits.max_time_s:
+    if at_an_end:
         which = "--max-rounds" if last.round >= limits.max_rounds else "--max-time"
         follows = "switching to post-copy" if limits.on_limit == "postcopy" else "cancelling"
         return Verdict(True, limits.on_limit, f"{stopping}: {which} reached, {state}, above {limit}; {dirt}; {follows}")

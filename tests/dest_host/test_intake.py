@@ -184,17 +184,17 @@ def test_pages_from_many_connections_are_each_taken_once(destination: Destinatio
 
 
 class SlowPublisher(Publisher):
-    """Publishes for real, but the first run only when it is told to."""
+    """Publishes for real, but the first page only when it is told to."""
 
     def __init__(self, uffd: int, address: int, memory_bytes: int) -> None:
         super().__init__(uffd, address, memory_bytes)
         self.publishing, self.go_on = threading.Event(), threading.Event()
 
-    def publish(self, start: int, stop: int) -> None:
-        if start == 0:
+    def publish_all(self, pages: PageSet) -> None:
+        if 0 in pages:
             self.publishing.set()
             assert self.go_on.wait(20)
-        super().publish(start, stop)
+        super().publish_all(pages)
 
 
 def test_it_is_not_complete_while_somebody_publishes(user: MemoryUser, make_memory: MemoryMaker) -> None:

@@ -12,7 +12,7 @@ import pytest
 from pagefire.dest_host.publishing import Publisher
 from pagefire.guest_workload.linux import memfd, userfaultfd
 from pagefire.protocol.errors import GuestError
-from pagefire.protocol.pages import PAGE_BYTES
+from pagefire.protocol.pages import PAGE_BYTES, PageSet
 from tests.conftest import MemoryMaker
 from tests.support.kernel import need_userfaultfd
 from tests.support.memory import allocated_pages
@@ -70,6 +70,24 @@ def test_present_absent_and_mapped_pages_in_one_run(arm: Callable[[], Armed], us
     assert user.load(range(16)) == [[1]] * 4 + [[0]] * 4 + [[2]] * 4 + [[0]] * 2 + [[3]] * 2
     assert userfaultfd.read_faults(uffd).size == 0
     assert allocated_pages(memory) == 16
+
+
+def test_a_set_is_published_as_its_runs_are(arm: Callable[[], Armed], user: MemoryUser) -> None:
+    memory, publisher, uffd = arm()
+    put(memory, range(0, 12), 1)
+    put(memory, range(20, 24), 2)
+    put(memory, range(40, 48), 3)
+    # Mapped already: all of a run, its beginning, its middle; and a run of which the file holds a half.
+    for start, stop in ((0, 2), (4, 5), (42, 44)):
+        publisher.publish(start, stop)
+    pages = PageSet.of_runs([0, 4, 10, 18, 40], [2, 8, 12, 24, 48])
+    publisher.publish_all(pages)
+    publisher.publish_all(pages)
+    publisher.publish_all(PageSet.empty())
+    assert user.load(pages.page_numbers().tolist()) == [[1]] * 8 + [[0]] * 2 + [[2]] * 4 + [[3]] * 8
+    assert userfaultfd.read_faults(uffd).size == 0
+    publisher.disarm()
+    publisher.publish_all(PageSet.of_runs([2, 30], [3, 31]))
 
 
 def test_zero_pages(arm: Callable[[], Armed], user: MemoryUser) -> None:
@@ -148,7 +166,11 @@ def test_a_guest_that_is_gone_is_named(make_memory: MemoryMaker) -> None:
         publisher = Publisher(uffd, short_lived.address, memory.size_bytes)
         publisher.arm()
         put(memory, range(3), 1)
-    for publish in (lambda: publisher.publish(0, 3), lambda: publisher.publish_zero(5)):
+    for publish in (
+        lambda: publisher.publish(0, 3),
+        lambda: publisher.publish_all(PageSet.of_runs([0, 2], [1, 3])),
+        lambda: publisher.publish_zero(5),
+    ):
         with pytest.raises(GuestError, match="the guest ended while its pages were arriving"):
             publish()
     os.close(uffd)
@@ -158,5 +180,7 @@ def test_what_nobody_expected_is_an_os_error(make_memory: MemoryMaker) -> None:
     publisher = Publisher(make_memory(1).fd, 0, PAGE_BYTES)
     with pytest.raises(OSError, match="UFFDIO_CONTINUE"):
         publisher.publish(0, 1)
+    with pytest.raises(OSError, match="UFFDIO_CONTINUE"):
+        publisher.publish_all(PageSet.span(0, 1))
     with pytest.raises(OSError, match="UFFDIO_ZEROPAGE"):
         publisher.publish_zero(0)

@@ -78,9 +78,15 @@ class Copier:
         return pages
 
     def follow(self, rounds: int) -> None:
-        """Copy what was written, round after round, and once more when the guest stands still; then compare all."""
-        for _ in range(rounds):
+        """Copy what was written, round after round, and once more when the guest stands still; then compare all.
+
+        More rounds than that while the guest was not given a CPU: then they have found nothing.
+        """
+        commits, deadline_s = self.guest.control.commits(), time.monotonic() + 30
+        while rounds > 0 or self.guest.control.commits() == commits:
+            assert time.monotonic() < deadline_s
             self.take(self.tracker.collect_and_clear().written)
+            rounds -= 1
         self.guest.control.request_pause()
         assert self.guest.control.wait_parked(30)
         self.take(self.tracker.collect_last().written)
