@@ -20,6 +20,7 @@ from tests.e2e.relay import Relay
 from tests.e2e.replaying import arguments, assert_equals_its_twin
 from tests.support.huge_pages import huge_pages, hugetlb_pool
 from tests.support.kernel import need_pagemap_scan
+from tests.support.soaked import soaked
 
 pytestmark = [pytest.mark.e2e, pytest.mark.kernel]
 
@@ -52,7 +53,7 @@ def predicted(pair: HostPair, *options: str) -> tuple[Json, str]:
     return told, err
 
 
-@pytest.mark.parametrize("mode", ["hybrid", "precopy", "postcopy", "stop-and-copy"])
+@pytest.mark.parametrize("mode", ["hybrid", "postcopy", *soaked("precopy", "stop-and-copy")])
 def test_it_is_told_and_nothing_is_left_and_the_migration_follows(mode: str, place: Place) -> None:
     with HostPair(arguments()) as pair:
         with pair.guest_unharmed():
@@ -115,16 +116,20 @@ def test_huge_pages_are_given_back(backing: str, place: Place) -> None:
     place.assert_nothing_left()
 
 
-def test_other_ways_of_a_migration_are_its_ways_too(place: Place) -> None:
+@pytest.mark.parametrize(
+    "way",
+    [
+        ["--install", "rolling", "--compress", "lz4", "--checksum"],
+        ["--mode", "precopy", "--auto-converge"],
+        *soaked(["--install", "stop"], ["--tracker", "page-fire"], ["--populate", "--verify"]),
+    ],
+    ids=" ".join,
+)
+def test_other_ways_of_a_migration_are_its_ways_too(way: list[str], place: Place) -> None:
     with HostPair(arguments()) as pair:
-        ways = (
-            ("--install", "rolling"), ("--install", "stop"), ("--tracker", "page-fire"), ("--populate", "--verify"),
-            ("--compress", "lz4"), ("--checksum",), ("--mode", "precopy", "--auto-converge"),
-        )  # fmt: skip
-        for way in ways:
-            with pair.guest_unharmed():
-                told, _ = predicted(pair, *way)
-            assert told["outcome"] == "completed", way
+        with pair.guest_unharmed():
+            told, _ = predicted(pair, *way)
+        assert told["outcome"] == "completed"
         assert_verified(pair.migrate())
     place.assert_nothing_left()
 
@@ -168,7 +173,7 @@ def test_one_at_a_time(place: Place) -> None:
 POINTS = ("predict-negotiated", "predict-traced", "predict-watched", "predict-sampled")
 
 
-@pytest.mark.parametrize("by", ["command", "signal"])
+@pytest.mark.parametrize("by", ["command", *soaked("signal")])
 def test_cancelled_at_every_point(by: str, place: Place) -> None:
     with HostPair(arguments()) as pair:
         for point in POINTS:
@@ -194,7 +199,7 @@ def test_cancelled_at_every_point(by: str, place: Place) -> None:
     place.assert_nothing_left()
 
 
-@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize("point", ["predict-watched", *soaked(*sorted(set(POINTS) - {"predict-watched"}))])
 def test_the_destination_goes(point: str, place: Place) -> None:
     with HostPair(arguments()) as pair, Relay(pair.port) as relay:
         with (
@@ -227,7 +232,7 @@ def test_the_destination_dies_while_the_guest_is_watched(place: Place) -> None:
     place.assert_nothing_left()
 
 
-@pytest.mark.parametrize("point", ["predict-traced", "predict-watched"])
+@pytest.mark.parametrize("point", ["predict-watched", *soaked("predict-traced")])
 def test_the_guest_dies(point: str, place: Place) -> None:
     with HostPair(arguments()) as pair:
         with pair.held_at(point) as stands, predicting(pair, *QUICK) as command:

@@ -16,6 +16,7 @@ from tests.e2e.relay import Relay
 from tests.e2e.replaying import arguments, assert_equals_its_twin
 from tests.support.huge_pages import hugetlb_pool
 from tests.support.kernel import need_pagemap_scan
+from tests.support.soaked import soaked
 
 pytestmark = [pytest.mark.e2e, pytest.mark.kernel]
 
@@ -39,7 +40,7 @@ def _kernel() -> None:
     need_pagemap_scan()
 
 
-@pytest.mark.parametrize("backing", ["4k", "hugetlb"])
+@pytest.mark.parametrize("backing", ["hugetlb", *soaked("4k")])
 def test_a_guest_equals_its_twin_wherever_pages_were_left_out(backing: str, place: Place) -> None:
     """Each attempt begins with nothing: what this host once was sent is not what the other holds now."""
     ways = random.sample(WAYS, len(WAYS))
