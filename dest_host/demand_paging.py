@@ -13,7 +13,6 @@ from pagefire.dest_host.fault_handler import FaultHandler
 from pagefire.dest_host.intake import Intake
 from pagefire.dest_host.ledger import Ledger
 from pagefire.dest_host.publishing import Publisher
-from pagefire.dest_host.showing_ahead import ShowingAhead
 from pagefire.guest_workload import keepsake
 from pagefire.guest_workload.guest_process import GuestProcess
 from pagefire.guest_workload.linux import memfd, userfaultfd
@@ -42,7 +41,6 @@ class DemandPaging:
         self.publisher = Publisher(uffd, guest.address, guest.memory.size_bytes, unit_pages)
         self.ledger = Ledger(total_pages, unit_pages, states.array[:total_pages])
         self.intake = Intake(self.ledger, self.publisher, total_pages, unit_pages)
-        self.ahead = ShowingAhead(self.ledger, self.intake, total_pages)
         self.faults = FaultHandler(uffd, guest.address, self.ledger, self.intake, self.publisher, on_error)
 
     @classmethod
@@ -84,15 +82,13 @@ class DemandPaging:
 
     async def end(self) -> None:
         """No page is missing: the guest needs nobody any more. What still comes is dropped. Raises GuestError, OSError."""
-        await in_thread(self.ahead.stop)
         await in_thread(self.publisher.disarm)
         self._close_uffd()
         await in_thread(self._guest.close_uffd)
         await in_thread(keepsake.drop, self._guest, ARRIVAL)
 
     def close(self) -> None:
-        """Let go, when no page connection uses any of it any more; the guest's own copies stay. More than once does nothing."""
-        self.ahead.stop()
+        """Let go, when no thread uses any of it any more; the guest's own copies stay. More than once does nothing."""
         self._close_uffd()
         self.ledger.detach()
         self._states.close()

@@ -24,8 +24,9 @@ from pagefire.protocol.pages import PAGE_BYTES, PageSet
 from pagefire.protocol.transport.frame_stream import FrameStream, refusal
 
 #: Pages published together around one fault. The kernel's own fault-around takes 16; here a fault costs this process some 250 us
-#: (0.26 s for 1,038 of them, beside a push), and each further page less than one.
-PUBLISH_WINDOW_PAGES = 64
+#: (0.26 s for 1,038 of them, beside a push), and each further page less than one. Of 64, 256 and 512 the second had the guest back
+#: soonest, by little: 95% of its rate after 40-42, 31-37 and 25-36 ms, p50 of a fetch 1.4-1.7, 1.0-1.3 and 1.8-1.9 ms.
+PUBLISH_WINDOW_PAGES = 256
 
 
 class FaultHandler:

@@ -2,6 +2,12 @@
 
 One `Intake` a migration; `resume_begins` changes its rule, once, while no page is under way (READY is sent only when every page
 connection has brought its marker, and the source pushes only after HANDOVER).
+
+What has come is shown, and nothing more ahead of a fault: to show a page takes 0.8 us and more beside others, and what is not shown
+holds the guest up only until the last page has come. Measured on two cores, hybrid, 2 GiB, 50,000 stores/s in 256 MiB, five
+migrations each, twice, in turn: with the pages around each that came (units of 16) the last page came 140 and 147 ms after the
+resume, without 70 and 76; with the granules that the guest had been writing, shown by a thread of its own, 84 and 98 ms, without 25
+and 36. In mode postcopy, 1 GiB, units of 16 took 1.45 and 1.64 s, without 1.13 and 1.25.
 """
 
 from __future__ import annotations
@@ -17,12 +23,6 @@ from pagefire.dest_host.ledger import Ledger
 from pagefire.dest_host.publishing import Publisher
 from pagefire.protocol.errors import RemoteProtocolError
 from pagefire.protocol.pages import PAGE_BYTES, PageSet
-
-#: With arriving pages those of their aligned units that can be shown are shown: one request to the kernel for runs that lie close.
-#: Units of 4, 16 and 64 pages made no difference that three runs of three guests could tell. Nothing more is published ahead of a
-#: fault: all present memory, published behind the push, cost 0.8 us a page (200 ms of one of two cores for 1 GiB), and the guest
-#: stalled 0.32-0.50 s instead of 0.21-0.30 (six alternating pairs).
-PUBLISH_UNIT_PAGES = 16
 
 _ZERO_PAGES_AT_ONCE = 1 << 16
 
@@ -171,7 +171,7 @@ class Intake:
         that still publishes with it.
         """
         self._ledger.mark_received(fresh)
-        self.publish_ready(fresh.rounded(PUBLISH_UNIT_PAGES, self._total_pages))
+        self.publish_ready(fresh)
         for page in self._waited_for(fresh):
             if self._ledger.is_zero(page):
                 self._publisher.publish_zero(page)

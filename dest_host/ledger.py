@@ -79,11 +79,8 @@ class Ledger:
         self._taken_back, self._added = present, pages
         self.missing += pages.pages - known - foretold
 
-    def named(self) -> PageSet:
-        """Give the pages that were missing at the resume, once all of the bitmap is known.
-
-        Two threads that come here at once do the same twice, which changes nothing.
-        """
+    def _missing_at_the_resume(self) -> PageSet:
+        """Give the pages that the bitmap named, when all of it is known."""
         if self._taken_back or self._added:
             self._named = (self._named - self._taken_back) | self._added
             self._taken_back = self._added = PageSet.empty()
@@ -104,7 +101,7 @@ class Ledger:
         A page that was claimed and not received may be half-filled: it has to come again, whole.
         """
         with self._lock:
-            named = self.named()
+            named = self._missing_at_the_resume()
             missing = _chosen(named, (self.states[named.index()] & RECEIVED) == 0)
             if missing:
                 self.states[missing.index()] &= np.uint8(0xFF ^ (CLAIMED | REQUESTED))
@@ -112,7 +109,7 @@ class Ledger:
 
     def received(self) -> tuple[int, int]:
         """Count the pages that came after the resume: those that a fault had asked for, and the others."""
-        states = self.states[self.named().index()]
+        states = self.states[self._missing_at_the_resume().index()]
         states = states[(states & RECEIVED) != 0]
         asked_for = int(np.count_nonzero(states & REQUESTED))
         return asked_for, states.size - asked_for

@@ -59,7 +59,6 @@ class Link:
             stream.connection,
             Landing(wire, self._memory, self._paging.ledger),
             self._paging.intake,
-            on_rewritten=self._paging.ahead.note,
             on_round_end=lambda number: loop.call_soon_threadsafe(self._round_ended, number),
             on_end=lambda error: loop.call_soon_threadsafe(self.break_off, error),
         )

@@ -17,16 +17,12 @@ from pagefire.protocol.codecs import new_codec
 from pagefire.protocol.connection import Arrival, Connection
 from pagefire.protocol.errors import LinkLost
 from pagefire.protocol.messages import CompressedPages, Failure, Pages, RoundEnd, ZeroPages
-from pagefire.protocol.pages import PageSet
 from pagefire.protocol.transport.frame_stream import refusal
 from pagefire.protocol.transport.wire import Wire
 
 
 class PageReceiver:
-    """Receives until the connection ends. Calls, in its thread, `on_round_end(round)` and at the end `on_end(error)`.
-
-    And `on_rewritten(pages)` for contents that come in a later round than the first.
-    """
+    """Receives until the connection ends. Calls, in its thread, `on_round_end(round)` and at the end `on_end(error)`."""
 
     def __init__(
         self,
@@ -34,7 +30,6 @@ class PageReceiver:
         connection: Connection,
         landing: Landing,
         intake: Intake,
-        on_rewritten: Callable[[PageSet], object],
         on_round_end: Callable[[int], object],
         on_end: Callable[[BaseException], object],
     ) -> None:
@@ -42,9 +37,7 @@ class PageReceiver:
         self._connection = connection
         self._landing = landing
         self._intake = intake
-        self._on_rewritten = on_rewritten
         self._on_round_end = on_round_end
-        self._first_round = True
         self._on_end = on_end
         self._codecs = {name: new_codec(name) for name in connection.codecs}
         self._thread = threading.Thread(target=self._run, name="page-receiver", daemon=True)
@@ -72,23 +65,16 @@ class PageReceiver:
                 if arrival.check is not None:
                     self._wire.hold(arrival.payload_bytes, arrival.check)
                 self._intake.take(pages, self._landing)
-                self._note(pages)
             case CompressedPages(pages, codec):
                 unpack = partial(self._codecs[codec].unpack, size_bytes=pages.size_bytes)
                 self._wire.hold(arrival.payload_bytes, arrival.check, unpack)
                 self._intake.take(pages, self._landing)
-                self._note(pages)
             case ZeroPages(pages):
                 self._intake.take_zero(pages, self._landing)
             case RoundEnd(number):
-                self._first_round = False
                 self._on_round_end(number)
             case Failure() as failure:
                 raise refusal(failure)
-
-    def _note(self, pages: PageSet) -> None:
-        if not self._first_round:
-            self._on_rewritten(pages)
 
     def _next(self) -> Arrival:
         while True:

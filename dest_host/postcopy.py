@@ -113,9 +113,6 @@ class Postcopy:
         self.link = link
         if not self.missing_pages:
             self._complete.set()
-        else:
-            loop = asyncio.get_running_loop()
-            self._paging.ahead.begin(lambda error: loop.call_soon_threadsafe(self.failed, error))
         while not self._complete.is_set():
             await self._on_some_link(self._take_pages)
         await self._house.points.reached("dest-last-page")

@@ -26,7 +26,7 @@ from pagefire.source_host import convergence, hot_pages, throttling
 from pagefire.source_host.dirty_curve import DirtyCurve
 from pagefire.source_host.options import MigrationOptions
 from pagefire.source_host.outstanding import LOOK_S
-from pagefire.source_host.postcopy import GRACE_S
+from pagefire.source_host.postcopy import GRACE_S, LITTLE_PAGES
 
 #: From the pause to the vCPUs at the destination, with nothing to send, and what each vCPU adds to that.
 DOWNTIME_S, VCPU_S = 0.003, 0.0001
@@ -267,7 +267,8 @@ def _stop(
         first_commit_s = FIRST_FETCHES_S
         page_s = PUSH_PAGE_S + PUSH_RUN_S * (observed.runs_a_page if told.rounds else 0.0)
         pushed_s = told.remaining_pages * max(1 / speed.pages_per_s, page_s)
-        told.resident_after_s = RESIDENT_S + (GRACE_S + pushed_s if told.remaining_pages else 0.0)
+        grace_s = GRACE_S if told.remaining_pages > LITTLE_PAGES else 0.0
+        told.resident_after_s = RESIDENT_S + grace_s + pushed_s
     told.downtime_s = fixed_s + told.stun_pages / speed.pages_per_s
     told.stun_s = told.downtime_s + first_commit_s
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from pagefire.dest_host.intake import PUBLISH_UNIT_PAGES, Intake, percentiles_us
+from pagefire.dest_host.intake import Intake, percentiles_us
 from pagefire.dest_host.landing import Landing
 from pagefire.dest_host.ledger import Ledger
 from pagefire.dest_host.publishing import Publisher
@@ -203,11 +203,11 @@ def test_it_is_not_complete_while_somebody_publishes(user: MemoryUser, make_memo
     destination = Destination(user, make_memory(PAGES), SlowPublisher)
     publisher = destination.publisher
     assert isinstance(publisher, SlowPublisher)
-    destination.resume(PageSet.span(0, 2 * PUBLISH_UNIT_PAGES))
-    slow = threading.Thread(target=take, args=(destination, PageSet.span(0, PUBLISH_UNIT_PAGES), 1))
+    destination.resume(PageSet.span(0, 32))
+    slow = threading.Thread(target=take, args=(destination, PageSet.span(0, 16), 1))
     slow.start()
     assert publisher.publishing.wait(20)
-    take(destination, PageSet.span(PUBLISH_UNIT_PAGES, 2 * PUBLISH_UNIT_PAGES), 1)
+    take(destination, PageSet.span(16, 32), 1)
     assert destination.completions == 0
     publisher.go_on.set()
     slow.join()

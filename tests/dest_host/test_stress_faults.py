@@ -20,7 +20,6 @@ import pytest
 from pagefire.dest_host.fault_handler import FaultHandler
 from pagefire.dest_host.landing import Landing
 from pagefire.dest_host.publishing import Publisher
-from pagefire.dest_host.showing_ahead import ShowingAhead
 from pagefire.guest_workload.linux import userfaultfd
 from pagefire.protocol.pages import PAGE_BYTES, PageSet
 from pagefire.protocol.transport.tasks import beside
@@ -121,9 +120,6 @@ class Resumed:
                 on_error=lambda error: broken.set(),
             )  # fmt: skip
             handler.start()
-            ahead = ShowingAhead(link.ledger, link.intake, PAGES)
-            if self._seed % 2:
-                ahead.begin(lambda error: broken.set())
             await asyncio.to_thread(
                 self._user.ask, "stress", [self._stamps.fd, self._stored.fd],
                 kind="Readers", threads=THREADS, seed=self._seed * THREADS,
@@ -139,7 +135,6 @@ class Resumed:
                     handler.fetch(theirs),
                     handler.receive(theirs, landing),
                 )
-            ahead.stop()
             self._publisher.disarm()
             handler.stop()
             await asyncio.sleep(0.01)

@@ -317,9 +317,7 @@ async def test_an_abort_under_a_thread_touches_no_other_connection(make_memory: 
     source, destination = greeted(Role.PAGES)
     stream, ledger = PageStream(one, source, here), Ledger(PAGES)
     landing, intake = Landing(other, there, ledger), Intake(ledger, Publisher(-1, 0, 0), PAGES)
-    receiver = PageReceiver(
-        other, destination, landing, intake, lambda pages: None, lambda number: None, lambda error: None
-    )
+    receiver = PageReceiver(other, destination, landing, intake, lambda number: None, lambda error: None)
     receiver.start()
     sending = stream.begin_round([everything], NONE, 1)
     assert await asyncio.to_thread(sock.stands.wait, 10.0)

@@ -74,8 +74,6 @@ class PageLink:
         self.receivers: list[PageReceiver] = []
         self.ends: list[BaseException] = []
         self.rounds = 0
-        #: Contents that came in a later round than the first, as they came.
-        self.rewritten: list[PageSet] = []
         self._markers: asyncio.Queue[int] = asyncio.Queue()
         digests = self.digests = SentDigests(here.pages) if skip_unchanged != "off" else None
         loop = asyncio.get_running_loop()
@@ -91,7 +89,6 @@ class PageLink:
                     destination,
                     Landing(wire, there, self.ledger),
                     self.intake,
-                    on_rewritten=self.rewritten.append,
                     on_round_end=lambda number: loop.call_soon_threadsafe(self._markers.put_nowait, number),
                     on_end=self.ends.append,
                 )
