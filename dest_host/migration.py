@@ -62,6 +62,8 @@ log = logging.getLogger("pagefire.dest")
 
 #: How long the source may stay silent where an answer is due.
 PATIENCE_S = 30.0
+#: How long a guest waits whose name is taken: who cancels and tries anew may be here before the word that the first has ended.
+_NAME_PATIENCE_S = 1.0
 
 
 class IncomingMigration:
@@ -200,13 +202,22 @@ class IncomingMigration:
                     await self._control.send(ClockReading(sent_ns, time.monotonic_ns()))
                 case Offer():
                     negotiation.check_offer(message, self._house.limits.max_guest_memory_bytes)
-                    if self._house.name_taken(message.name):
+                    if not await self._name_is_free(message.name):
                         raise PagefireError(
                             f"a guest named {message.name} is already here", "", "give it another --name"
                         )
                     return message
                 case Failure():
                     raise refusal(message)
+
+    async def _name_is_free(self, name: str) -> bool:
+        """Tell whether a guest of that name may come. A session that its source has given up may not have heard of it yet."""
+        deadline_s = time.monotonic() + _NAME_PATIENCE_S
+        while self._house.name_taken(name):
+            if time.monotonic() > deadline_s:
+                return False
+            await asyncio.sleep(0.01)
+        return True
 
     async def _prepare(self, offer: Offer) -> GuestProcess:
         """Start a shell of the guest, parked, with every page of its memory under our control."""

@@ -120,6 +120,7 @@ def test_a_wrong_argument_is_a_usage_error_that_names_it(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.alone
 def test_a_destination_without_a_pool_of_huge_pages_says_how_to_get_one(pair: HostPair) -> None:
     if free_hugetlb_bytes() >= 64 << 20:
         pytest.skip("this host has a pool of 2 MiB pages")
@@ -287,6 +288,7 @@ def test_the_source_cannot_track_writes() -> None:
         assert_verified(pair.migrate(mode="stop-and-copy"))
 
 
+@pytest.mark.alone
 def test_huge_pages_that_the_host_does_not_give_are_refused_with_the_line(tmp_path: Path) -> None:
     if huge_pages_allowed():
         pytest.skip("this host gives huge pages to shared memory")

@@ -15,6 +15,7 @@ from pagefire.scripts.bench.stun import PARTS
 from tests.e2e.host_pair import Json, finish, run, start
 from tests.e2e.place import Place
 from tests.support.kernel import need_pagemap_scan
+from tests.support.soaked import soaked
 
 pytestmark = [pytest.mark.e2e, pytest.mark.kernel]
 
@@ -75,11 +76,13 @@ def brownout(result: Json) -> None:
 
 
 def faults(result: Json) -> None:
-    hybrid, postcopy = result["rows"]
-    assert (hybrid["mode"], postcopy["mode"]) == ("hybrid", "postcopy")
+    # Of the few pages that hybrid leaves no vCPU may have had to wait for one: then it has no row.
+    *hybrid, postcopy = result["rows"]
+    assert [row["mode"] for row in result["rows"]] in (["hybrid", "postcopy"], ["postcopy"])
     # All of memory is left in mode postcopy.
     assert postcopy["remaining_pages"]["median"] == 64 * MIB // 4096
-    assert 0 < hybrid["remaining_pages"]["median"] < postcopy["remaining_pages"]["median"]
+    for row in hybrid:
+        assert 0 < row["remaining_pages"]["median"] < postcopy["remaining_pages"]["median"]
     for row in result["rows"]:
         assert 0 < row["faults"]["median"] <= row["remaining_pages"]["median"]
         for field in ("fault_us", "bare_us"):
@@ -116,7 +119,11 @@ CHECKS: dict[str, Callable[[Json], None]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", list(suite.BENCHMARKS))
+#: Those that take longest, of which `make test` has the parts elsewhere.
+LONG = ("compression", "memory")
+
+
+@pytest.mark.parametrize("name", [*(name for name in suite.BENCHMARKS if name not in LONG), *soaked(*LONG)])
 def test_a_small_benchmark_has_every_figure_and_leaves_nothing(name: str, place: Place, tmp_path: Path) -> None:
     need_pagemap_scan()
     folder = tmp_path / "report"
