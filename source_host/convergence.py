@@ -72,7 +72,7 @@ def pace_Bps(rounds: list[Round]) -> float:
     last = rounds[-1]
     looked_bytes = (last.pages - last.zero_pages + last.unchanged_pages) * PAGE_BYTES
     look_s_per_byte = last.look_s / looked_bytes if looked_bytes else 0.0
-    return 1 / max(last.share_changed / max(bandwidth_Bps(rounds), 1.0) + look_s_per_byte, 1e-12)
+    return 1 / max(last.share_changed / max(bandwidth_Bps(rounds), 1.0) + look_s_per_byte, 1e-30)
 
 
 def payload_share(sent: Round) -> float:
