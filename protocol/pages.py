@@ -200,6 +200,9 @@ class PageSet:
         """Cut the set, in ascending order, into sets of at most `batch_pages` pages and `batch_runs` runs."""
         if batch_pages < 1 or (batch_runs is not None and batch_runs < 1):
             raise ValueError("a batch holds at least one page and one run")
+        if 0 < self.pages <= batch_pages and (batch_runs is None or len(self) <= batch_runs):
+            yield self
+            return
         first = 0
         while first < self.pages:
             last = first + batch_pages
