@@ -20,6 +20,7 @@ from pagefire.protocol.transport.control_socket import request
 from pagefire.source_host.swapped_pages import has_swap
 from tests.e2e.host_pair import Json, assert_verified, finish, run, start, until
 from tests.e2e.place import Place
+from tests.support.soaked import soaked
 
 pytestmark = [pytest.mark.e2e, pytest.mark.kernel]
 
@@ -154,7 +155,7 @@ def test_with_several_daemons_the_one_that_is_meant_is_named(place: Place) -> No
     place.assert_nothing_left()
 
 
-@pytest.mark.parametrize("mode", ["hybrid", "precopy", "postcopy", "stop-and-copy"])
+@pytest.mark.parametrize("mode", ["hybrid", "stop-and-copy", *soaked("precopy", "postcopy")])
 def test_every_mode_and_the_rate(mode: str, place: Place) -> None:
     """The guest does what --rate says, and each mode moves what its name says."""
     with (

@@ -36,7 +36,7 @@ def said(daemon: DaemonProcess) -> str:
 
 def test_a_signal_to_the_command_cancels_and_the_guest_can_migrate_later(place: Place) -> None:
     with HostPair(GUEST) as pair:
-        for point, number in [*BEFORE, ("round", signal.SIGINT)]:
+        for point, number in (("traced", signal.SIGINT), ("ready", signal.SIGTERM)):
             with pair.guest_unharmed(), pair.held_at(point) as stands, pair.migrating() as migration:
                 stands()
                 migration.send_signal(number)

@@ -23,6 +23,7 @@ from tests.e2e.damage import damaging
 from tests.e2e.host_pair import HostPair, assert_verified, guest_arguments, open_files, run, until
 from tests.e2e.test_replay import replay
 from tests.support.secured import KeyRing
+from tests.support.soaked import soaked
 
 pytestmark = [pytest.mark.e2e, pytest.mark.kernel]
 
@@ -186,7 +187,7 @@ def test_slow_callers_cost_themselves(pair: HostPair) -> None:
 # -- and those who may ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", ["hybrid", "precopy", "postcopy"])
+@pytest.mark.parametrize("mode", ["hybrid", *soaked("precopy", "postcopy")])
 def test_a_guest_that_moved_encrypted_equals_its_twin(mode: str, ring: KeyRing) -> None:
     replay(
         mode, 2, "oltp", seed=random.randrange(1 << 30), streams=2,
@@ -194,7 +195,7 @@ def test_a_guest_that_moved_encrypted_equals_its_twin(mode: str, ring: KeyRing) 
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("mode", ["hybrid", "postcopy"])
+@pytest.mark.parametrize("mode", ["postcopy", *soaked("hybrid")])
 def test_a_guest_that_moved_with_checksums_equals_its_twin(mode: str) -> None:
     replay(mode, 2, "oltp", seed=random.randrange(1 << 30), streams=2, checksum=True)
 

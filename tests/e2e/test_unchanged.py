@@ -56,6 +56,7 @@ def test_a_guest_equals_its_twin_wherever_pages_were_left_out(backing: str, plac
     place.assert_nothing_left()
 
 
+@pytest.mark.soak
 def test_a_failed_attempt_leaves_no_digest_behind(place: Place) -> None:
     """The link is lost in some round; the next attempt, to a destination that has nothing, sends all of it."""
     asked = ("--mode", "precopy", "--skip-unchanged", "on", "--downtime-limit", "1ms", "--json", "-")
