@@ -344,6 +344,7 @@ class Database:
     through: from there until every page is at the destination and each vCPU has committed there: the stun and post-copy. after:
     from there until the destination stops looking. waited: of each vCPU's first transaction at the destination alone, whose client
     asked before or in the stun. latencies_every: at the destination each so many-th transaction was told of, and counts for all.
+    A vCPU keeps its newest 65,536: of a longer pre-copy the rest is in no window (and `transactions` says how many are).
 
     counted: what the workload's check counted in the guest's memory and registers, by name; `integrity_errors`, `orders_lost` and
     `orders_repeated` among them where there is a database. Empty where it was not checked.

@@ -104,7 +104,7 @@ class Accounting:
             resumed_ns = stun.resumed.resumed_ns - round(report.clock.offset_s * 1e9)
             report.downtime_s = stun.downtime_s(report.clock)
             report.downtime_breakdown = stun.breakdown(report.clock)
-        config = self._guest.config
+        config, interval_ns = self._guest.config, self._guest.control.interval_ns
         report.guest = GuestShape(
             name=config.name,
             memory_bytes=config.memory_bytes,
@@ -114,7 +114,7 @@ class Accounting:
             dest_backing=link.backing,
             vcpus=config.vcpus,
             workload=config.workload,
-            rate=1e9 * config.vcpus / self._guest.control.interval_ns if self._guest.control.interval_ns else None,
+            rate=config.rate or (1e9 * config.vcpus / interval_ns if interval_ns else None),
             working_set_bytes=config.working_set_bytes,
             seed=config.seed,
         )
