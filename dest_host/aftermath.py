@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 
-from pagefire.guest_workload.guest_process import GuestProcess
+import numpy as np
+
+from pagefire.guest_workload.control_block import ControlBlock
+from pagefire.guest_workload.guest_process import CheckReport, GuestProcess
 from pagefire.guest_workload.linux.cpu_time import cpu_seconds
 from pagefire.guest_workload.linux.memory_use import memory_use_bytes
 from pagefire.protocol.errors import GuestError
-from pagefire.protocol.messages import Aftermath, Offer
+from pagefire.protocol.messages import MAX_LATENCIES, Aftermath, Offer
 from pagefire.protocol.transport.tasks import in_thread
 
 _BUCKET_NS = 10_000_000
@@ -28,9 +31,10 @@ async def watch(guest: GuestProcess, offer: Offer, cpu_before_s: float) -> After
     since_ns = control.resumed_at_ns // _BUCKET_NS * _BUCKET_NS
     buckets = control.buckets(since_ns, until_ns)
     first_commits_ns, commits_here = control.first_commits_ns(), control.commits()
-    pause_s, problems, committed = 0.0, list[str](), -1
+    latencies, every = _latencies(control, since_ns, until_ns, first_commits_ns.tolist())
+    pause_s, found = 0.0, CheckReport("", -1, [], {})
     if offer.check:
-        pause_s, commits_here, problems, committed = await _check(guest)
+        pause_s, commits_here, found = await _check(guest)
     return Aftermath(
         first_commits_ns=first_commits_ns.tolist(),
         buckets_since_ns=since_ns,
@@ -41,17 +45,34 @@ async def watch(guest: GuestProcess, offer: Offer, cpu_before_s: float) -> After
         dest_tables_bytes=tables_bytes,
         guest_tables_bytes=guest_tables_bytes,
         checked=offer.check,
-        check_problems=problems,
-        committed_in_memory=committed,
+        check_problems=list(found.problems),
+        committed_in_memory=found.committed,
         commits_here=commits_here,
         check_pause_s=pause_s,
+        check_names=list(found.counted),
+        check_counts=list(found.counted.values()),
+        latencies=latencies,
+        latencies_every=every,
     )
 
 
-async def _check(guest: GuestProcess) -> tuple[float, int, list[str], int]:
+def _latencies(control: ControlBlock, since_ns: int, until_ns: int, first_commits_ns: list[int]) -> tuple[bytes, int]:
+    """Give the transactions that clients waited for as `Aftermath` tells of them, and of how many each time one."""
+    times = [control.times_ns(vcpu, since_ns, until_ns) for vcpu in range(control.vcpus)]
+    told = np.concatenate([
+        one[one[:, 0] != first_ns] for one, first_ns in zip(times, first_commits_ns, strict=True)
+    ])  # fmt: skip
+    told = told[np.argsort(told[:, 0], kind="stable")]
+    every = max(1, -(-len(told) // MAX_LATENCIES))
+    told[:, 0] -= np.uint64(since_ns)
+    micros = np.minimum(told[::every] // np.uint64(1000), np.uint64(0xFFFF_FFFF))
+    return micros.astype("<u4").tobytes(), every
+
+
+async def _check(guest: GuestProcess) -> tuple[float, int, CheckReport]:
     """Pause the guest and let its workload look for what should not be.
 
-    Gives the pause in seconds, the commits that the vCPUs counted here, the problems, the commits that guest memory holds.
+    Gives the pause in seconds, the commits that the vCPUs counted here, and what was found.
     """
     began = time.monotonic()
     guest.control.request_pause()
@@ -64,4 +85,4 @@ async def _check(guest: GuestProcess) -> tuple[float, int, list[str], int]:
         found = await in_thread(guest.check)
     finally:
         guest.control.resume()
-    return time.monotonic() - began, commits_here, list(found.problems), found.committed
+    return time.monotonic() - began, commits_here, found

@@ -9,8 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
+from numba import extending, types
+
+#: Its type stubs take the context for an argument of every call.
+intrinsic: Any = extending.intrinsic
 
 _U32 = ir.IntType(32)
 _U64 = ir.IntType(64)
@@ -69,3 +71,14 @@ store_u64 = intrinsic(_store(_U64, types.uint64))
 add_u32 = intrinsic(_add(_U32, types.uint32))
 #: swap_u64(address, expected, wanted) -> whether the word was `expected` and is now `wanted`.
 swap_u64 = intrinsic(_compare_and_swap)
+
+
+@intrinsic
+def fence(_context: Any) -> Any:
+    """Let no load or store behind it come before one ahead of it."""
+
+    def generate(target: Any, builder: Any, _signature: Any, _arguments: Any) -> Any:
+        builder.fence("seq_cst")
+        return target.get_dummy_value()
+
+    return types.void(), generate

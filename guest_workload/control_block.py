@@ -27,7 +27,7 @@ from pagefire.protocol.errors import GuestError, UsageError
 from pagefire.protocol.ownership import Owner
 
 MAGIC = b"PAGEFIRE"
-VERSION = 3
+VERSION = 4
 MAX_VCPUS = 256
 
 # Header: one page; what is polled, what is written on a pause and what is read now and then lie in different cache lines.
@@ -70,6 +70,7 @@ AT_LAST_COMMIT = 144  # u64 ns
 AT_FIRST_COMMIT = 152  # u64 ns
 AT_NEWEST_BUCKET = 160  # u64, number of the newest bucket; the ring holds it and the RING_BUCKETS - 1 before it
 AT_SLEPT = 168  # u64 ns that it has slept for its throttle on this host
+AT_TIMED = 176  # u64, how many transactions it has timed on this host
 AT_THROTTLE = 192  # u64 ns that it is to sleep of every THROTTLE_PERIOD_NS, less than that; 0: none
 AT_RING = 4096  # RING_BUCKETS x SLOT_BYTES; what a bucket says of gaps (u32, saturating) is of those that ended in it
 AT_SLOT_COMMITS = 0  # u32
@@ -78,7 +79,11 @@ AT_SLOT_GUEST_GAP = 8  # u32 ns, the longest without a commit of any vCPU that a
 SLOT_BYTES = 16
 RING_BUCKETS = 32_768
 BUCKET_NS = 10_000_000
-BLOCK_BYTES = AT_RING + RING_BUCKETS * SLOT_BYTES
+#: The newest transactions whose clients waited, if the workload has clients: when each ended, and how long it took (2 u64, ns).
+AT_TIMES = AT_RING + RING_BUCKETS * SLOT_BYTES
+TIME_BYTES = 16
+TIMES = 65_536
+BLOCK_BYTES = AT_TIMES + TIMES * TIME_BYTES
 #: No vCPU sleeps longer than this at once for its throttle.
 THROTTLE_PERIOD_NS = 4_000_000
 #: How much a guest gap may be told too long, and how short a one is not told at all: a word that every commit wrote would cost
@@ -133,6 +138,8 @@ class ControlBlock:
         self._slept = self._column(AT_SLEPT, "<u8")
         self._throttles = self._column(AT_THROTTLE, "<u8")
         self._ring = self._column(AT_RING, "<u4", RING_BUCKETS * SLOT_BYTES // 4)
+        self._timed = self._column(AT_TIMED, "<u8")
+        self._times = self._column(AT_TIMES, "<u8", TIMES * TIME_BYTES // 8)
 
     def _column(self, offset: int, kind: str, width: int = 1) -> npt.NDArray[Any]:
         """View the same field of every vCPU's block: [vcpus] or [vcpus, width]."""
@@ -402,6 +409,19 @@ class ControlBlock:
         Told too long by ANY_COMMIT_NS at most; 0: none that was longer than that.
         """
         return int(self._ring_window(AT_SLOT_GUEST_GAP, since_ns, until_ns).max(initial=0))
+
+    def times_ns(self, vcpu: int, since_ns: int, until_ns: int) -> UInt64s:
+        """Copy when each timed transaction of a vCPU ended and how long it took: u64 [n, 2], in order, of those in the window.
+
+        Empty where the workload has no clients. The newest TIMES transactions are kept.
+        """
+        before = int(self._timed[vcpu])
+        numbers = np.arange(max(0, before - TIMES), before)
+        # Only slots that were written: a hole that is read becomes memory.
+        copied: UInt64s = self._times[vcpu].reshape(TIMES, 2)[numbers % TIMES]
+        # What was overwritten meanwhile, or is being just now, is no longer the transaction of that number.
+        whole = copied[numbers > int(self._timed[vcpu]) - TIMES]
+        return whole[(whole[:, 0] >= since_ns) & (whole[:, 0] < until_ns)]
 
     def _ring_window(self, field: int, since_ns: int, until_ns: int) -> npt.NDArray[np.uint32]:
         """Copy one field of a window's slots, [vcpus, buckets], zero where the ring no longer or not yet holds the bucket."""

@@ -37,6 +37,7 @@ class CheckReport:
     invariant: str
     committed: int
     problems: list[str]
+    counted: dict[str, int]
 
 
 class GuestProcess:
@@ -169,7 +170,7 @@ class GuestProcess:
     def check(self) -> CheckReport:
         """Run the workload's own check; GuestError unless the guest is parked. Every page must be here."""
         reply, _ = self.request("check")
-        return CheckReport(reply["invariant"], reply["committed"], list(reply["problems"]))
+        return CheckReport(reply["invariant"], reply["committed"], list(reply["problems"]), dict(reply["counted"]))
 
     def digest(self) -> dict[str, str]:
         """Hash all of guest memory; GuestError unless every vCPU is parked or finished. Every page must be here.

@@ -1,7 +1,7 @@
-"""What a vCPU needs from libc without the GIL: the clock, futexes and ioctl, as calls by symbol.
+"""What a vCPU needs of C without the GIL: the clock, futexes, ioctl and the copying of bytes, and functions at an address.
 
-By symbol, not by address, so that compiled code can be cached: an address holds for one process. The same words are handled from
-Python by `linux.futex`.
+What libc has is called by symbol, not by address, so that compiled code can be cached: an address holds for one process. The same
+words are handled from Python by `linux.futex`.
 """
 
 from __future__ import annotations
@@ -9,11 +9,13 @@ from __future__ import annotations
 from typing import Any
 
 from llvmlite import ir
-from numba import types
+from numba import extending, types
 from numba.core import cgutils
-from numba.extending import intrinsic
 
 from pagefire.guest_workload.linux import calls, futex
+
+#: Its type stubs take the context for an argument of every call.
+intrinsic: Any = extending.intrinsic
 
 _I32 = ir.IntType(32)
 _I64 = ir.IntType(64)
@@ -94,3 +96,55 @@ def futex_wake_all(_context: Any, address: Any) -> Any:
         return target.get_dummy_value()
 
     return types.void(types.uint64), generate
+
+
+@intrinsic
+def copy_bytes(_context: Any, to: Any, of: Any, count: Any) -> Any:
+    """Copy so many bytes from one address to another (memcpy): plain loads and stores, which may wait for a missing page."""
+
+    def generate(target: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        function_type = ir.FunctionType(_I64, [_I64] * 3)
+        function = cgutils.get_or_insert_function(builder.module, function_type, "memcpy")  # type: ignore[no-untyped-call]
+        builder.call(function, arguments)
+        return target.get_dummy_value()
+
+    return types.void(types.uint64, types.uint64, types.uint64), generate
+
+
+@intrinsic
+def zero_bytes(_context: Any, to: Any, count: Any) -> Any:
+    """Make so many bytes from an address on zero (memset)."""
+
+    def generate(target: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        function_type = ir.FunctionType(_I64, [_I64] * 3)
+        function = cgutils.get_or_insert_function(builder.module, function_type, "memset")  # type: ignore[no-untyped-call]
+        builder.call(function, [arguments[0], _I64(0), arguments[1]])
+        return target.get_dummy_value()
+
+    return types.void(types.uint64, types.uint64), generate
+
+
+@intrinsic
+def call(_context: Any, function: Any, first: Any, second: Any, third: Any, fourth: Any, fifth: Any) -> Any:
+    """Call the C function at an address with five integers or pointers; one that takes fewer does not see the rest.
+
+    True of both ABIs (x86-64, aarch64): the first five arguments are in registers, and nobody clears them away. Of a function that
+    returns an int the upper half of what comes back means nothing.
+    """
+
+    def generate(_target: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        function_type = ir.FunctionType(_I64, [_I64] * 5)
+        return builder.call(builder.inttoptr(arguments[0], function_type.as_pointer()), arguments[1:])
+
+    return types.uint64(*[types.uint64] * 6), generate
+
+
+@intrinsic
+def text_bytes(_context: Any, text: Any) -> Any:
+    """Count the bytes of a C string (strlen)."""
+
+    def generate(_target: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(_I64, [_I64]), "strlen")  # type: ignore[no-untyped-call]
+        return builder.call(function, arguments)
+
+    return types.uint64(types.uint64), generate

@@ -66,6 +66,7 @@ class Guest:
         self.control = ControlBlock.create(config.vcpus)
         self.control.interval_ns = config.interval_ns(self.workload.interval_ns)
         self.control.stop_at = config.stop_at
+        self.workload.attach(self.memory.array, self.layout)
         if not config.shell:
             self._fill()
         from pagefire.guest_workload.vcpu import start_vcpus

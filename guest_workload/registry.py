@@ -27,6 +27,7 @@ BUILT_IN = {
     "phased": "Phased",
     "adversary": "Adversary",
     "oltp": "Oltp",
+    "sqlite": "Sqlite",
 }
 
 

@@ -13,6 +13,10 @@ forgotten, so that it does not pay for the time in which it waited for a CPU. A 
 it would make up for its sleep, and be slowed by nothing until that takes all of its idle time. No sleep lasts longer than a period
 at once. The word that says until when all this holds lies beside the rate: a guest that is not throttled pays one load, of a line
 that it has.
+
+Clients: of a workload that serves them it notes when each transaction ended and how long its client waited for it. A client asks
+when the transaction is due, where the guest is paced, else as soon as it has the answer to its last one; of one that asked while
+the guest stood still only the time since it runs again is known here, and the report adds the rest.
 """
 
 from __future__ import annotations
@@ -55,6 +59,8 @@ _THROTTLED_UNTIL = np.uint64(block_layout.AT_THROTTLED_UNTIL)
 _THROTTLE = np.uint64(block_layout.AT_THROTTLE)
 _SLEPT = np.uint64(block_layout.AT_SLEPT)
 _PERIOD_NS = np.uint64(block_layout.THROTTLE_PERIOD_NS)
+_TIMED, _TIMES = np.uint64(block_layout.AT_TIMED), np.uint64(block_layout.AT_TIMES)
+_TIME_BYTES, _MOST_TIMES = np.uint64(block_layout.TIME_BYTES), np.uint64(block_layout.TIMES)
 _ANY_COMMIT = np.uint64(block_layout.AT_ANY_COMMIT)
 _ANY_COMMIT_NS = np.uint64(block_layout.ANY_COMMIT_NS)
 _RING = np.uint64(block_layout.AT_RING)
@@ -152,22 +158,36 @@ def _note_sleep(block, slept_ns):  # type: ignore[no-untyped-def]
     store_u64(block + _SLEPT, load_u64(block + _SLEPT) + slept_ns)
 
 
+@njit(types.void(types.uint64, types.uint64, types.uint64), nogil=True, cache=True)
+def _note_time(block, ended_ns, took_ns):  # type: ignore[no-untyped-def]
+    """Keep how long a client waited for the transaction that has ended."""
+    timed = load_u64(block + _TIMED)
+    slot = block + _TIMES + (timed % _MOST_TIMES) * _TIME_BYTES
+    store_u64(slot, ended_ns)
+    store_u64(slot + _8, took_ns)
+    store_u64(block + _TIMED, timed + _1)
+
+
 @njit(
     types.void(
-        types.FunctionType(STEP_SIGNATURE), types.uint64, types.uint64, *STEP_SIGNATURE.args
+        types.FunctionType(STEP_SIGNATURE), types.uint64, types.uint64, *STEP_SIGNATURE.args, types.boolean
     ),
     nogil=True,
     cache=True,
     error_model="numpy",
 )  # fmt: skip
-def run_vcpu(step, header, block, memory, registers, parameters):  # type: ignore[no-untyped-def]
-    """Run one vCPU until EXIT; begins parked. `header` and `block` are addresses in its control block."""
+def run_vcpu(step, header, block, memory, registers, parameters, is_timed):  # type: ignore[no-untyped-def]
+    """Run one vCPU until EXIT; begins parked. `header` and `block` are addresses in its control block.
+
+    `is_timed`: note how long each transaction's client waited.
+    """
     commits: Any = load_u64(block + _COMMITS)
     last_ns = load_u64(block + _LAST_COMMIT)
     newest = load_u64(block + _NEWEST_BUCKET)
     mine = np.uint32((block - header - _HEADER_BYTES) // _BLOCK_BYTES + _1)
     due_ns = _0
     owed_ns, awake_since_ns, has_run = _0, _0, False
+    asked_ns = _0
     first_is_due = True
     must_park = True
     while True:
@@ -179,6 +199,7 @@ def run_vcpu(step, header, block, memory, registers, parameters):  # type: ignor
             must_park = False
             due_ns = _0
             owed_ns, awake_since_ns, has_run = _0, clock_ns(), False
+            asked_ns = awake_since_ns
             first_is_due = True
         throttled_until_ns = load_u64(header + _THROTTLED_UNTIL)
         interval_ns = load_u64(header + _INTERVAL)
@@ -195,6 +216,7 @@ def run_vcpu(step, header, block, memory, registers, parameters):  # type: ignor
                 if asleep_ns != _0:
                     _note_sleep(block, slept_ns * asleep_ns // _PERIOD_NS)
                 continue
+            asked_ns = due_ns
             due_ns += interval_ns
         elif last_ns < throttled_until_ns and has_run:
             # The clock of its last commit is good enough, and read already: what slows a throttled vCPU is its sleep alone.
@@ -228,6 +250,9 @@ def run_vcpu(step, header, block, memory, registers, parameters):  # type: ignor
             swap_u64(header + _ANY_COMMIT, any_ns, now_ns)
             if any_ns != _0:
                 _note_gap(slot + _SLOT_GUEST_GAP, now_ns - any_ns)
+        if is_timed:
+            _note_time(block, now_ns, now_ns - asked_ns)
+            asked_ns = now_ns
         last_ns = now_ns
         store_u64(block + _LAST_COMMIT, now_ns)
         if first_is_due:
@@ -273,4 +298,5 @@ def _vcpu_thread(
         scheduling.set_nice(VCPU_NICE)
     header = np.uint64(control.address)
     block = np.uint64(control.address + HEADER_BYTES + vcpu * BLOCK_BYTES)
-    run_vcpu(type(workload).step, header, block, partition, control.registers[vcpu], parameters)
+    kind = type(workload)
+    run_vcpu(kind.step, header, block, partition, control.registers[vcpu], parameters, kind.serves_clients)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
@@ -46,19 +46,24 @@ class Check:
 
     `invariant` names what was checked. `committed` is the sum over vCPUs of the transactions that guest memory itself knows to be
     committed; a host compares it with the commits it counted, to find lost or repeated ones. No problems: `problems` is empty.
+    `counted` is what else it counted, by name, for the report.
     """
 
     invariant: str
     committed: int
     problems: tuple[str, ...] = ()
+    counted: dict[str, int] = field(default_factory=dict)
 
 
 class Workload(ABC):
-    """One kind of guest. Subclasses have no state: everything follows from the layout."""
+    """One kind of guest. Subclasses have no state but what `attach` makes: everything follows from the layout."""
 
     name: ClassVar[str]
     description: ClassVar[str]
+    #: Whether memory follows, byte for byte, from the seed and the number of transactions; one that is not says why in its module.
     deterministic: ClassVar[bool] = True
+    #: Whether each vCPU serves a client who waits for its transactions: then the vCPU notes how long each of them took.
+    serves_clients: ClassVar[bool] = False
     #: The compiled step; see `transaction`.
     step: ClassVar[Any]
     #: Pace of a vCPU when the person asked for no rate: nanoseconds from one transaction to the next, 0 for as fast as it can.
@@ -66,9 +71,15 @@ class Workload(ABC):
     #: The smallest working set of one vCPU.
     least_pages: ClassVar[int] = 1
 
+    def attach(self, memory: Bytes, layout: Layout) -> None:  # noqa: B027 (nothing is what most have)
+        """Make what belongs to the process and not to the guest, before all else; most workloads have nothing of that kind.
+
+        Called once on every host, while pages may still be missing: it must not look at memory, which stays mapped where it is.
+        """
+
     @abstractmethod
     def parameters(self, layout: Layout, vcpu: int) -> npt.NDArray[np.int64]:
-        """Give what the step is told; computed anew on every host."""
+        """Give what the step is told; computed anew on every host. A step may keep there what is not to travel."""
 
     def require(self, layout: Layout) -> None:
         """Raise UsageError where this workload cannot run in `layout`."""

@@ -27,6 +27,8 @@ MAX_FRAME_PAGES = 2048
 MAX_FRAME_RUNS = 512
 #: Zero pages that one frame names at most (256 MiB of them).
 MAX_ZERO_PAGES = 1 << 16
+#: Transactions that one Aftermath tells the latencies of at most.
+MAX_LATENCIES = 1 << 16
 #: Runs that one Populate carries at most.
 MAX_EXTENT_RUNS = 40_000
 
@@ -342,7 +344,12 @@ class Aftermath(Message):
 
     `first_commits_ns` holds one reading a vCPU, 0 for one that has not committed. `buckets` are commits per 10 ms from
     `buckets_since_ns` on. `check_problems` is empty when the workload's own check found none; `committed_in_memory` is the sum of
-    the sequence numbers found in guest memory, -1 where the workload keeps none; `commits_here` what the vCPUs counted here.
+    the sequence numbers found in guest memory, -1 where the workload keeps none; `commits_here` what the vCPUs counted here;
+    `check_names` and `check_counts` are what else the check counted, and go in pairs.
+
+    `latencies` tells of transactions whose clients waited for them, but for the first of each vCPU: pairs of u32, little-endian,
+    in order, the microseconds from `buckets_since_ns` to the end of one and those that it took; of so many (`latencies_every`) each
+    time one. Empty where the workload has no clients.
     """
 
     kind = 51
@@ -359,6 +366,10 @@ class Aftermath(Message):
     committed_in_memory: int
     commits_here: int
     check_pause_s: float
+    check_names: list[str]
+    check_counts: list[int]
+    latencies: bytes
+    latencies_every: int
 
 
 M = typing.TypeVar("M", bound=Message)

@@ -137,7 +137,7 @@ class GuestOptions:
         str,
         typer.Option(
             "--workload",
-            help="idle, sequential, random, hotspot, phased, adversary, oltp, or your own as MODULE:CLASS.",
+            help="idle, sequential, random, hotspot, phased, adversary, oltp, sqlite, or your own as MODULE:CLASS.",
             rich_help_panel="Guest",
         ),
     ] = "oltp"
@@ -146,8 +146,8 @@ class GuestOptions:
         str | None,
         typer.Option(
             "--rate",
-            help="Transactions (oltp) or page stores (others) per second of the whole guest: 2000/s, 50k/s "
-            "\\[default: full speed].",
+            help="Transactions (oltp, sqlite) or page stores (others) per second of the whole guest: 2000/s, 50k/s "
+            "\\[default: full speed; sqlite: 500/s of each vCPU].",
             rich_help_panel="Guest",
         ),
     ] = None

@@ -1,5 +1,7 @@
 """A report as a folder; a migration's: report.json for programs, summary.txt for people, timeline.png for papers.
 
+Of a guest whose clients waited for it there is latency.png too.
+
 A folder that holds anything else is left alone: its files belong to somebody. One that holds an earlier report only is written
 over. The JSON comes first and is complete or absent, so that a figure is never lost to a picture that could not be drawn.
 """
@@ -17,11 +19,13 @@ from typing import Any
 from rich.console import Console
 
 from pagefire.protocol.errors import PagefireError, UsageError
+from pagefire.scripts.latency_plot import draw_latencies
 from pagefire.scripts.layout import MAX_WIDTH_COLUMNS
 from pagefire.scripts.summary import render_summary
 from pagefire.scripts.timeline import draw_timeline
 
 REPORT_FILES = ("report.json", "summary.txt", "timeline.png")
+LATENCY_FILE = "latency.png"
 _UNFINISHED = ".unfinished"
 
 Report = dict[str, Any]
@@ -33,17 +37,24 @@ def default_folder(now: datetime) -> Path:
 
 
 def write_report_folder(report: Report, folder: Path) -> list[Path]:
-    """Write the three files, making the folder and its parents; gives their paths.
+    """Write its files, making the folder and its parents; gives their paths.
 
     Raises UsageError, before anything is written, when `folder` is a file or holds something that is no report; PagefireError when
     the system refuses to write (what was written until then stays).
     """
     json_path, summary_path, timeline_path = (folder / name for name in REPORT_FILES)
-    with report_folder(folder, REPORT_FILES):
+    written = [json_path, summary_path, timeline_path]
+    with report_folder(folder, (*REPORT_FILES, LATENCY_FILE)):
         write_whole(report, json_path)
         summary_path.write_text(_summary_text(report), encoding="utf-8")
         draw_timeline(report, timeline_path)
-    return [json_path, summary_path, timeline_path]
+        # That of an earlier report says nothing of this one.
+        latency_path = folder / LATENCY_FILE
+        latency_path.unlink(missing_ok=True)
+        if (report.get("database") or {}).get("latencies"):
+            draw_latencies(report, latency_path)
+            written.append(latency_path)
+    return written
 
 
 @contextmanager

@@ -18,8 +18,10 @@ from rich.table import Table
 from rich.text import Text
 
 from pagefire.protocol.units import format_count, format_duration, format_size, format_throughput
+from pagefire.scripts.database_words import database_rows
 from pagefire.scripts.layout import NAME_COLUMNS, bar, grid, indented, pairs, print_all, section, triples
 from pagefire.scripts.throttle_words import throttle_words
+from pagefire.scripts.tracing_words import installed_words
 
 NOT_MEASURED = "not measured"
 _NAMELESS = "the guest"
@@ -63,6 +65,8 @@ def render_summary(report: Report, console: Console) -> None:
     section(console, "Bitmap at switchover", _bitmap(report))
     section(console, "Post-copy", _postcopy(report))
     section(console, "Guest", _guest_rates(report))
+    if database := report.get("database"):
+        section(console, "Database", triples(database_rows(database)))
     section(console, "Verified", _verified(report))
     section(console, "Cost", _cost(report))
 
@@ -150,7 +154,7 @@ def _subject(report: Report) -> RenderableType:
         _backing(guest),
         f"{vcpus} vCPU{'' if vcpus == 1 else 's'}" if vcpus else "",
         f"{guest.get('workload') or 'unnamed'} workload",
-        f"{format_count(rate)}/s asked" if rate else "as fast as it can",
+        f"paced at {format_count(rate)}/s" if rate else "as fast as it can",
         f"working set {_words(guest, 'working_set_bytes', write=format_size)}",
         _words(guest, "seed", write=lambda seed: f"seed {seed}", missing=""),
     ]
@@ -160,7 +164,7 @@ def _subject(report: Report) -> RenderableType:
         ("tracking", _joined(report.get("tracker") or "unknown", report.get("tracker_reason"))),
     ]
     if installed := report.get("trace_install"):
-        rows.append(("tracing", _installed(installed)))
+        rows.append(("tracing", installed_words(installed)))
     host, versions = report.get("host"), report.get("versions")
     if host:
         rows.append(
@@ -190,17 +194,6 @@ def _stun(report: Report) -> RenderableType:
             ("clocks", "one for both ends" if clock.get("shared") else error, "how the two ends were compared"),
         ]
     )
-
-
-def _installed(installed: Report) -> str:
-    """Say how tracing was installed and what the guest felt of it."""
-    by = f" by {installed['tracer']}" if installed["policy"] == "loose" else ""
-    took = (
-        f"{installed['policy']}{by}, {installed['granularity']}: installed in {format_duration(installed['install_s'])}"
-    )
-    if installed.get("guest_gap_s") is None:
-        return f"{took}, with the first round"
-    return f"{took}; no vCPU committed for {format_duration(installed['guest_gap_s'])} in it"
 
 
 def _downtime(report: Report, console: Console) -> Iterable[RenderableType]:

@@ -24,6 +24,7 @@ from pagefire.scripts.summary import stun_words
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
 
 BUCKET_S = 0.01
 ZOOM_S = 0.1
@@ -225,12 +226,32 @@ def _draw_buckets(axes: Axes, report: Report, window: Span | None = None) -> Non
     tallest = max(1, before_per_s * BUCKET_S, *(one["commits"] for one in shown))
     axes.set_ylim(0, tallest * _HEADROOM)
     axes.set_yticks([tick for tick in axes.get_yticks() if 0 <= tick <= 1.1 * tallest])
+    _shade(axes, report)
+    if before_per_s:
+        axes.axhline(before_per_s * BUCKET_S, color=_INK, linewidth=0.8, linestyle=(0, (4, 3)), zorder=3)
+
+
+def _shade(axes: Axes, report: Report) -> None:
     for look, span in _phases(report):
         axes.axvspan(
             span.start_s, span.end_s, facecolor=look.fill, edgecolor=_HATCH, hatch=look.hatch, linewidth=0, zorder=0
         )
-    if before_per_s:
-        axes.axhline(before_per_s * BUCKET_S, color=_INK, linewidth=0.8, linestyle=(0, (4, 3)), zorder=3)
+
+
+def shade_phases(axes: Axes, report: Report) -> list[Patch]:
+    """Shade the phases behind any picture over the time of a migration; gives what its legend says of them."""
+    _shade(axes, report)
+    return _phase_patches(report)
+
+
+def _phase_patches(report: Report) -> list[Patch]:
+    from matplotlib.patches import Patch
+
+    return [
+        Patch(facecolor=look.fill, edgecolor=_HATCH, hatch=look.hatch, linewidth=0.4, label=look.label)
+        for look in dict.fromkeys(_look(one["phase"]) for one in report["timeline"])
+        if look.fill != _BEFORE.fill
+    ]
 
 
 def _label_axes(axes: Axes, time_label: str) -> None:
@@ -266,12 +287,7 @@ def _draw_legend(figure: Figure, report: Report) -> None:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    looks = dict.fromkeys(_look(one["phase"]) for one in report["timeline"])
-    handles: list[Any] = [
-        Patch(facecolor=look.fill, edgecolor=_HATCH, hatch=look.hatch, linewidth=0.4, label=look.label)
-        for look in looks
-        if look.fill != _BEFORE.fill
-    ]
+    handles: list[Any] = [*_phase_patches(report)]
     handles.append(Patch(facecolor=_COMMITS, edgecolor=_INK, linewidth=0.4, label="commits"))
     if (report.get("guest_rate") or {}).get("before_per_s"):
         handles.append(Line2D([], [], color=_INK, linewidth=0.8, linestyle=(0, (4, 3)), label="rate before"))

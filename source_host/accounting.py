@@ -32,7 +32,7 @@ from pagefire.protocol.report import (
     TcpConnection,
 )
 from pagefire.protocol.transport.software import versions
-from pagefire.source_host import measurement
+from pagefire.source_host import client_latency, measurement
 from pagefire.source_host.departure import Departure
 from pagefire.source_host.guest_tracing import GuestTracing
 from pagefire.source_host.link import Link
@@ -60,6 +60,10 @@ class Accounting:
         )
         self._cpu_before = cpu_seconds(), cpu_seconds(guest.pid)
         self._cpu_after = self._cpu_before
+        # Read now: the vCPUs keep so many transactions, and a long migration would write over these.
+        self._before = client_latency.times_of(
+            guest.control, self._requested_ns - measurement.BASELINE_NS, self._requested_ns
+        )
 
     def since_request_s(self) -> float:
         """Tell how long ago the migration was asked for."""
@@ -100,7 +104,7 @@ class Accounting:
             resumed_ns = stun.resumed.resumed_ns - round(report.clock.offset_s * 1e9)
             report.downtime_s = stun.downtime_s(report.clock)
             report.downtime_breakdown = stun.breakdown(report.clock)
-        config = self._guest.config
+        config, interval_ns = self._guest.config, self._guest.control.interval_ns
         report.guest = GuestShape(
             name=config.name,
             memory_bytes=config.memory_bytes,
@@ -110,7 +114,7 @@ class Accounting:
             dest_backing=link.backing,
             vcpus=config.vcpus,
             workload=config.workload,
-            rate=config.rate,
+            rate=config.rate or (1e9 * config.vcpus / interval_ns if interval_ns else None),
             working_set_bytes=config.working_set_bytes,
             seed=config.seed,
         )
@@ -139,7 +143,13 @@ class Accounting:
         report.phases = self._instants.phases()
         since_ns = (self._requested_ns - measurement.BASELINE_NS) // measurement.BUCKET_NS * measurement.BUCKET_NS
         self._since_ns = since_ns
-        self._here = self._guest.control.buckets(since_ns, time.monotonic_ns())
+        control, now_ns = self._guest.control, time.monotonic_ns()
+        self._here = control.buckets(since_ns, now_ns)
+        self._clients = client_latency.ClientsHere(
+            before=self._before,
+            since=client_latency.times_of(control, self._requested_ns, now_ns),
+            interval_ns=control.interval_ns,
+        )
 
     def add_aftermath(self, report: MigrationReport, stun: Stun, aftermath: Aftermath) -> None:
         """Fill in what only the destination could know."""
@@ -154,6 +164,7 @@ class Accounting:
         )
         report.stun_at_s = measurement.stun_at_s(stun, instants)
         report.stun_error_s = clock.error_s
+        report.database = client_latency.database(self._clients, aftermath, clock, instants)
         report.cpu = Cpu(
             source_s=self._cpu_after[0] - self._cpu_before[0],
             dest_s=aftermath.cpu_dest_s,

@@ -10,6 +10,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,8 @@ _libc.mincore.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)
 SHMEM_ENABLED = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
 HUGETLB_POOL = Path("/sys/kernel/mm/hugepages/hugepages-2048kB")
 
+#: Of so many pages or fewer `data_among` asks one by one.
+_FEW_PAGES = 16
 _PROT_NONE, _PROT_READ, _PROT_WRITE = 0, 1, 2
 _MADV_HUGEPAGE, _MADV_POPULATE_WRITE, _MADV_COLLAPSE = 14, 23, 25
 _MAP_SHARED, _MAP_PRIVATE, _MAP_FIXED, _MAP_ANONYMOUS, _MAP_NORESERVE = 0x01, 0x02, 0x10, 0x20, 0x4000
@@ -192,24 +195,35 @@ def data_extents(fd: int, start_bytes: int = 0, stop_bytes: int | None = None) -
 
 
 def data_among(fd: int, ranges: PageSet) -> PageSet:
-    """Find those pages of `ranges` that are no holes; a system call a run, and two an extent."""
+    """Find those pages of `ranges` that are no holes; what lies in a hole or an extent that was found is not asked about again.
+
+    SEEK_HOLE walks to the end of its extent, however little was asked about: for each of thousands of dirty pages of a database
+    that still grows, that was 20 to 290 ms of the stun of a 512 MiB guest (1 to 6 now). So a few pages are asked about one by one,
+    by SEEK_DATA, and more of them by SEEK_HOLE, once an extent.
+    """
     starts: list[int] = []
     stops: list[int] = []
-    for start, stop in zip(ranges.starts.tolist(), ranges.stops.tolist(), strict=True):
-        _add_extents(fd, start * PAGE_BYTES, stop * PAGE_BYTES, starts, stops)
+    first, end = -1, 0  # what was found last: data from the first of these bytes to the other, and before it nothing
+    for start, stop in zip((ranges.starts * PAGE_BYTES).tolist(), (ranges.stops * PAGE_BYTES).tolist(), strict=True):
+        at = start
+        while at < stop:
+            if at >= end:
+                first = _data_from(fd, at)
+                few = stop - first <= _FEW_PAGES * PAGE_BYTES
+                end = first + PAGE_BYTES if few else os.lseek(fd, first, os.SEEK_HOLE)
+            at = max(at, first)
+            if at < stop:
+                starts.append(at // PAGE_BYTES)
+                at = min(end, stop)
+                stops.append(pages_of(at))
     return PageSet.of_runs(starts, stops)
 
 
-def _add_extents(fd: int, at: int, stop: int, starts: list[int], stops: list[int]) -> None:
-    while at < stop:
-        try:
-            first = os.lseek(fd, at, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno == errno.ENXIO:
-                break
-            raise
-        if first >= stop:
-            break
-        at = min(os.lseek(fd, first, os.SEEK_HOLE), stop)
-        starts.append(first // PAGE_BYTES)
-        stops.append(pages_of(at))
+def _data_from(fd: int, at: int) -> int:
+    """Find the first byte of data from here on; with none left, one behind every file."""
+    try:
+        return os.lseek(fd, at, os.SEEK_DATA)
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            return sys.maxsize
+        raise

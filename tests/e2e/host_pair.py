@@ -97,6 +97,12 @@ class HostPair(Pair):
     def release(self, point: str) -> None:
         self.on_source("point", action="release", name=point)
 
+    def wait_for_commits(self, more: int) -> None:
+        """Wait until the guest has committed so many transactions more, wherever it lives."""
+        ask = self.on_source if any(one["owner"] for one in self.on_source("status")["guests"]) else self.on_dest
+        before = int(ask("guest", name=self.name)["commits"])
+        until(lambda: int(ask("guest", name=self.name)["commits"]) >= before + more, "the guest does not commit")
+
     def source_commits(self) -> int:
         return int(self.on_source("guest")["commits"])
 

@@ -36,6 +36,7 @@ class Machine:
         self.memory = memfd.Mapping(memfd.create("machine", self.layout.memory_bytes))
         self.control = ControlBlock.create(vcpus)
         self.control.interval_ns = interval_ns
+        self.workload.attach(self.memory.array, self.layout)
         if other is None:
             for vcpu in range(vcpus):
                 self.workload.fill(self.memory.array, self.layout, vcpu, seed)

@@ -6,14 +6,16 @@ import random
 
 import pytest
 
-from pagefire.guest_workload.registry import BUILT_IN
+from pagefire.guest_workload.registry import BUILT_IN, workload_named
 from tests.guest_workload.conftest import MachineMaker
 
 TRANSACTIONS = 20_000
+#: A database whose connections come in between each other is not among them: `test_sqlite` has what holds of it.
+DETERMINISTIC = [name for name in BUILT_IN if workload_named(name).deterministic]
 
 
 @pytest.mark.parametrize("vcpus", [1, 2, 8])
-@pytest.mark.parametrize("workload", BUILT_IN)
+@pytest.mark.parametrize("workload", DETERMINISTIC)
 def test_pauses_and_moves_leave_no_trace(machine: MachineMaker, workload: str, vcpus: int) -> None:
     undisturbed = machine(workload, vcpus)
     undisturbed.run_to(TRANSACTIONS)

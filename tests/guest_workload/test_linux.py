@@ -98,6 +98,28 @@ def test_extents_are_what_was_touched() -> None:
     mapping.close()
 
 
+def test_many_ranges_cost_what_their_extents_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    mapping, seeks, really = memfd.Mapping(memfd.create("ranges", 4 * GRANULE_BYTES)), [0], os.lseek
+
+    def counted(fd: int, at: int, whence: int) -> int:
+        seeks[0] += 1
+        return really(fd, at, whence)
+
+    monkeypatch.setattr(os, "lseek", counted)
+    there = PageSet.of_runs([3, 700, 1200], [600, 1100, 2000])
+    for page in there.page_numbers().tolist():
+        mapping.array[page * PAGE_BYTES] = 1
+    random = np.random.default_rng(11)
+    for _ in range(50):
+        ranges = PageSet.of_pages(np.flatnonzero(random.random(mapping.pages) < random.random()))
+        assert memfd.data_among(mapping.fd, ranges) == ranges - (PageSet.span(0, mapping.pages) - there)
+    seeks[0] = 0
+    large = PageSet.of_runs(range(0, mapping.pages, 50), range(40, mapping.pages + 40, 50))
+    assert memfd.data_among(mapping.fd, large).pages > 1000
+    assert seeks[0] <= 30  # of 41 ranges, in three extents
+    mapping.close()
+
+
 def test_nice_and_name_are_the_threads_own() -> None:
     seen: list[tuple[int, str]] = []
 

@@ -21,7 +21,8 @@ def test_built_in_workloads_have_their_name(name: str) -> None:
     workload = workload_named(name, set())
     assert workload.name == name
     assert workload.description
-    assert workload.deterministic
+    # One that is not says in its module why, and the replay proof leaves it out.
+    assert workload.deterministic or name == "sqlite"
 
 
 @pytest.mark.parametrize("name", ["tests.guest_workload.example_workload:Counters", f"{EXAMPLE}:Counters"])

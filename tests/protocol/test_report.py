@@ -26,6 +26,9 @@ def full(annotation: Any) -> Any:
         return annotation(**{f.name: full(hints[f.name]) for f in dataclasses.fields(annotation)})
     if typing.get_origin(annotation) is list:
         return [full(typing.get_args(annotation)[0])]
+    if typing.get_origin(annotation) is dict:
+        key, value = typing.get_args(annotation)
+        return {full(key): full(value)}
     if typing.get_origin(annotation) is types.UnionType:
         return full(typing.get_args(annotation)[0])
     return {int: 3, float: 0.5, str: "x", bool: True}[annotation]

@@ -20,7 +20,9 @@ SHARED = Clock(True, 0.0, 0.0)
 def aftermath(
     since_ns: int = START_NS, buckets: list[int] | None = None, first_commits_ns: list[int] | None = None
 ) -> Aftermath:
-    return Aftermath(first_commits_ns or [], since_ns, buckets or [], 0.0, 0.0, 0, 0, 0, False, [], -1, 0, 0.0)
+    return Aftermath(
+        first_commits_ns or [], since_ns, buckets or [], 0.0, 0.0, 0, 0, 0, False, [], -1, 0, 0.0, [], [], b"", 1
+    )
 
 
 def counts(*numbers: int) -> measurement.Counts:

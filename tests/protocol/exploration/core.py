@@ -156,7 +156,7 @@ class Core:
             case "Resident", ():
                 return m.Resident(0, 0, 0, 0, 0, [], 0.0), None, 0
             case "Aftermath", ():
-                return m.Aftermath([0], 0, [], 0.0, 0.0, 0, 0, 0, True, [], 0, 0, 0.0), None, 0
+                return m.Aftermath([0], 0, [], 0.0, 0.0, 0, 0, 0, True, [], 0, 0, 0.0, [], [], b"", 1), None, 0
             case "Handover" | "Noted" | "Released", ():
                 return getattr(m, name)(), None, 0
         raise AssertionError(f"no message {name} of {args}")
