@@ -71,7 +71,7 @@ def workload_named(name: str, allowed_user: set[str] | None = None) -> Workload:
     else:
         place, _, class_name = name.rpartition(":")
         try:
-            found = getattr(_user_module(place), class_name)()
+            found = getattr(user_module(place), class_name)()
         except (ImportError, OSError, AttributeError, TypeError) as error:
             raise UsageError(
                 f"the workload {name!r} cannot be loaded", str(error), "name it module:Class or path/file.py:Class"
@@ -80,12 +80,13 @@ def workload_named(name: str, allowed_user: set[str] | None = None) -> Workload:
 
     if not isinstance(found, Workload):
         raise UsageError(
-            f"{name!r} is no workload", "its class does not derive from Workload", "see the example in the README"
+            f"{name!r} is no workload", "its class does not derive from Workload", "see docs/own-workload.md"
         )
     return found
 
 
-def _user_module(place: str) -> ModuleType:
+def user_module(place: str) -> ModuleType:
+    """Import a user's own module by its name, or run a file path/file.py anew; raises what its code raises, and OSError."""
     if not place.endswith(".py"):
         return importlib.import_module(place)
     path = Path(place).resolve()
