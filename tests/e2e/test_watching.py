@@ -126,14 +126,25 @@ def names(lines: list[Json], side: str) -> list[str]:
 
 
 def test_figures_and_events_of_a_migration(place: Place, tmp_path: Path) -> None:
-    here, there = tmp_path / "source.jsonl", tmp_path / "dest.jsonl"
-    with HostPair([*GUEST, *METRICS, "--events", str(here)], [*METRICS, "--events", str(there)]) as pair:
+    """One round by a policy of the test's own: what is written while that is held has to move after the resume."""
+    here, there, policy = tmp_path / "source.jsonl", tmp_path / "dest.jsonl", tmp_path / "mine.py"
+    policy.write_text(
+        "from pagefire.source_host.convergence import Verdict\n"
+        "def one(rounds, limits, elapsed_s):\n"
+        "    return Verdict(True, 'postcopy', f'{len(rounds)} is enough')\n"
+    )
+    told = ("--log-format", "json", "--events", str(here))
+    with HostPair([*GUEST, *METRICS, *told], [*METRICS, "--events", str(there)]) as pair:
         assert_nothing_yet(scrape(pair.source), scrape(pair.dest))
         for point in ("quiesced", "resumed"):
             pair.on_source("point", action="hold", name=point)
         pair.on_dest("point", action="hold", name="dest-switchover")
-        options = ("--json", str(tmp_path / "report"))
-        with scraped_all_the_time(pair.source) as seen, pair.held_at("round") as stands, pair.migrating(*options) as moving:
+        options = ("--json", str(tmp_path / "report"), "--policy", f"{policy}:one")
+        with (
+            scraped_all_the_time(pair.source) as seen,
+            pair.held_at("round") as stands,
+            pair.migrating(*options) as moving,
+        ):
             stands()
             assert_in_a_round(scrape(pair.source), scrape(pair.dest))
             pair.release("round")
@@ -147,6 +158,7 @@ def test_figures_and_events_of_a_migration(place: Place, tmp_path: Path) -> None
         assert code == 0, err
         report = json.loads((tmp_path / "report").read_text())
         assert_verified(report)
+        assert (report["policy"], report["stop_reason"], len(report["rounds"])) == (f"{policy}:one", "1 is enough", 1)
         for earlier, later in itertools.pairwise(seen):
             for key, value in counters(earlier).items():
                 if "commits" not in key[0]:
@@ -157,9 +169,13 @@ def test_figures_and_events_of_a_migration(place: Place, tmp_path: Path) -> None
         assert one(arrived, "pagefire_guest_owner", guest="guest0") == 1
         assert one(arrived, "pagefire_migrations_total", side="destination", outcome="completed") == 1
         minor = one(arrived, "pagefire_faults_served_total", kind="minor")
-        assert minor == report["postcopy"]["minor_faults"]
+        # The last ones come while the destination already says that no page is missing.
+        assert minor >= report["postcopy"]["minor_faults"]
         assert list(parse_openmetrics(fetch(url_of(pair.dest), "application/openmetrics-text; version=1.0.0")[1]))
+        logged = [json.loads(line) for line in pair.source.log_path.read_text().splitlines()]
     assert_told_by_events(report, lines_of(here), lines_of(there))
+    (round_,) = (line["fields"] for line in logged if "round" in line["fields"])
+    assert round_ == {"guest": "guest0", "round": 1, "pages": report["rounds"][0]["pages"], "left": round_["left"]}
     place.assert_nothing_left()
 
 
@@ -257,6 +273,7 @@ def test_health_names_what_is_wrong(place: Place, tmp_path: Path) -> None:
     assert ("paused" in told, "recovered" in told, told[-1]) == (True, True, "ended")
 
 
+@pytest.mark.soak
 def test_events_on_standard_output_and_a_log_as_json(place: Place) -> None:
     with start("source", *GUEST, "--events", "-", "--log-format", "json", *METRICS) as daemon:
         try:
@@ -280,12 +297,7 @@ def test_events_on_standard_output_and_a_log_as_json(place: Place) -> None:
     place.assert_nothing_left()
 
 
-def test_a_port_that_cannot_be_had_is_refused(place: Place) -> None:
-    code, _, err = run("dest", "--listen", "127.0.0.1:0", "--metrics", "192.0.2.1:9100")
-    assert (code, "Choose another port with --metrics HOST:PORT" in err) == (1, True)
-    place.assert_nothing_left()
-
-
+@pytest.mark.soak
 def test_a_policy_of_ones_own_decides(place: Place, tmp_path: Path) -> None:
     policy = tmp_path / "mine.py"
     policy.write_text(
