@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pagefire.dest_host.journal import Journal
 from pagefire.guest_workload.guest_process import GuestProcess
+from pagefire.protocol.transport.logbook import Logbook
 from pagefire.protocol.transport.points import Points
 
 
@@ -33,5 +34,6 @@ class House:
     limits: HostLimits
     journal: Journal
     points: Points
+    logbook: Logbook
     name_taken: Callable[[str], bool]
     arrived: Callable[[GuestProcess], None]

@@ -14,6 +14,7 @@ import asyncio
 import logging
 import time
 from dataclasses import asdict
+from typing import Any
 
 from pagefire.dest_host import aftermath, checkpoint
 from pagefire.dest_host.demand_paging import ARRIVAL, DemandPaging
@@ -30,7 +31,7 @@ from pagefire.guest_workload.guest_process import GuestProcess
 from pagefire.guest_workload.linux.cpu_time import cpu_seconds
 from pagefire.guest_workload.page_digests import PAGE_DIGEST_BYTES, differing_pages
 from pagefire.protocol import negotiation
-from pagefire.protocol.errors import GuestError, LinkLost, PagefireError, RemoteProtocolError
+from pagefire.protocol.errors import Cancelled, GuestError, LinkLost, PagefireError, RemoteProtocolError
 from pagefire.protocol.messages import (
     Accept,
     ClockProbe,
@@ -52,6 +53,7 @@ from pagefire.protocol.messages import (
 from pagefire.protocol.ownership import Act, Event, Owner, Ownership
 from pagefire.protocol.pages import PageSet, pages_of
 from pagefire.protocol.state import Phase, Role, Side, Status
+from pagefire.protocol.totals import Served
 from pagefire.protocol.transport import runtime_directory
 from pagefire.protocol.transport.clock import machine_identity
 from pagefire.protocol.transport.frame_stream import FrameStream, describe_failure, refusal
@@ -125,6 +127,16 @@ class IncomingMigration:
         """Pages that are still only at the source."""
         return self._postcopy.missing_pages if self._postcopy is not None and self.owns_guest else 0
 
+    def served(self) -> Served:
+        """Give the faults that were served so far."""
+        if self._paging is None:
+            return Served()
+        return Served(len(self._paging.intake.waits_ns), self._paging.faults.minor_faults)
+
+    def note(self, event: str, **fields: Any) -> None:
+        """Note an event of this migration in the daemon's logbook."""
+        self._house.logbook.note("destination", self.name, self.session.identity, {"event": event, **fields})
+
     @property
     def waiting_pages(self) -> int:
         """Pages that vCPUs wait for."""
@@ -140,6 +152,7 @@ class IncomingMigration:
         try:
             taking = Taking()
             if self._hello is not None:
+                self.note("phase", phase="setup")
                 offer = await self._agree(self._hello)
                 guest = await self._prepare(offer)
                 await self._control.send(Accept(guest.pid, self._setup_s))
@@ -153,7 +166,8 @@ class IncomingMigration:
             await self._fail(PagefireError("the destination is shutting down"), Status.CANCELLED)
             raise error
         except Exception as error:
-            await self._fail(error, Status.FAILED)
+            cancelled = isinstance(error, PagefireError) and error.exit_code == Cancelled.exit_code
+            await self._fail(error, Status.CANCELLED if cancelled else Status.FAILED)
 
     def join(self, role: Role, stream: FrameStream) -> None:
         """A further connection of this session has been greeted; takes the stream over. Raises RemoteProtocolError."""
@@ -257,6 +271,7 @@ class IncomingMigration:
         self._link.admit(offer.streams, guest.memory, self._paging, limits.silence_s)
         self._setup_s = time.monotonic() - began
         self._status = Status.ACTIVE
+        self.note("phase", phase="active")
         log.info("guest=%s phase=setup setup_s=%.3f pid=%d", offer.name, self._setup_s, guest.pid)
         return guest
 
@@ -305,6 +320,7 @@ class IncomingMigration:
         assert paging is not None
         assert guest is not None
         self._status = Status.DEVICE
+        self.note("phase", phase="device")
         await self._house.points.reached("dest-switchover")
         if switchover.last_round not in (link.acknowledged, link.acknowledged + 1) or not link.has_fault_connection:
             raise RemoteProtocolError("the source switches over before its pages have arrived")
@@ -372,6 +388,7 @@ class IncomingMigration:
             asyncio.get_running_loop().add_reader(guest.pidfd, self._guest_died)
         taking.resumed_ns = guest.control.resumed_at_ns
         self._postcopy = Postcopy(self.session, guest, offer, paging, self._ownership, taking, self._house)
+        self.note("phase", phase="postcopy-active", missing_pages=paging.ledger.missing)
 
     # -- after the commit point --------------------------------------------------------------------------------------------
 

@@ -131,6 +131,8 @@ class Postcopy:
         last = LastWord(self._session.secret, "resident")
         await self._write_down(last)
         await self._paging.end()
+        counts = {"pushed_pages": pushed, "faulted_pages": faulted, "duplicate_pages": ledger.duplicates}
+        self._note("resident", **counts, minor_faults=handler.minor_faults)
         log.info("guest=%s phase=resident", self._offer.name)
         self.status = Status.COMPLETED
         return await self._tell(told)
@@ -191,6 +193,7 @@ class Postcopy:
         )
         self.recoveries += 1
         self._paging.faults.ask_again()
+        self._note("recovered", remaining_pages=missing.pages)
         log.info("guest=%s status=postcopy-recover missing_pages=%d", self._offer.name, missing.pages)
 
     async def _take_pages(self, link: Link) -> None:
@@ -216,10 +219,14 @@ class Postcopy:
             return
         self.status = Status.POSTCOPY_PAUSED
         self.error = f"{self.missing_pages} pages are still at the source and the link is lost: {lost}"
+        self._note("paused", error=str(lost), remaining_pages=self.missing_pages)
         log.error(
             "guest=%s status=postcopy-paused missing_pages=%d waiting_pages=%d why=%s",
             self._offer.name, self.missing_pages, self.waiting_pages, lost,
         )  # fmt: skip
+
+    def _note(self, event: str, **fields: Any) -> None:
+        self._house.logbook.note("destination", self._offer.name, self._session.identity, {"event": event, **fields})
 
     async def _completion(self) -> None:
         await self._complete.wait()

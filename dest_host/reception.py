@@ -67,6 +67,11 @@ class Reception:
         coming = (m for m in self.migrations if m.owns_guest or m.status not in (Status.FAILED, Status.CANCELLED))
         return sum(migration.name == name for migration in coming) > 1
 
+    @property
+    def running(self) -> list[IncomingMigration]:
+        """The migrations that have not ended: their figures are not in the logbook's totals yet."""
+        return list(self._running)
+
     # -- connections -------------------------------------------------------------------------------------------------------
 
     def _begin(self, work: Any) -> None:
@@ -105,6 +110,9 @@ class Reception:
             await migration.run()
         finally:
             del self._running[migration]
+            outcome = migration.status.value if migration.status in _ENDED else "failed"
+            self._house.logbook.totals.came(outcome, migration.served())
+            migration.note("ended", outcome=outcome, error=migration.error)
             if migration.guest is None:
                 self.migrations.remove(migration)
             heap.tidy()

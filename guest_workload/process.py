@@ -131,7 +131,7 @@ def _require_huge_pages() -> None:
 def _load(config: GuestConfig) -> Workload:
     allowed = set(config.user_workloads)
     registry.refuse_unknown(config.workload, allowed)
-    jit_cache.use(registry.user_files(config.workload))
+    jit_cache.use(registry.user_files(config.workload), registry.user_module_name(config.workload))
     return registry.workload_named(config.workload, allowed)
 
 

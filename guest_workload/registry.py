@@ -63,6 +63,14 @@ def user_files(name: str) -> tuple[Path, ...]:
     return (Path(found.origin).resolve(),) if found and found.origin and found.has_location else ()
 
 
+def user_module_name(name: str) -> str:
+    """Give the name that the module of a user's workload has when it is imported; empty for a built-in one."""
+    if name in BUILT_IN or ":" not in name:
+        return ""
+    place = name.rpartition(":")[0]
+    return _name_of_file(Path(place)) if place.endswith(".py") else place
+
+
 def workload_named(name: str, allowed_user: set[str] | None = None) -> Workload:
     """Import and make a workload; UsageError where there is none, it may not run here, or it is no workload."""
     refuse_unknown(name, allowed_user)
@@ -72,7 +80,7 @@ def workload_named(name: str, allowed_user: set[str] | None = None) -> Workload:
     else:
         place, _, class_name = name.rpartition(":")
         try:
-            found = getattr(_user_module(place), class_name)()
+            found = getattr(user_module(place), class_name)()
         except (ImportError, OSError, AttributeError, TypeError) as error:
             raise UsageError(
                 f"the workload {name!r} cannot be loaded", str(error), "name it module:Class or path/file.py:Class"
@@ -81,19 +89,24 @@ def workload_named(name: str, allowed_user: set[str] | None = None) -> Workload:
 
     if not isinstance(found, Workload):
         raise UsageError(
-            f"{name!r} is no workload", "its class does not derive from Workload", "see the example in the README"
+            f"{name!r} is no workload", "its class does not derive from Workload", "see docs/own-workload.md"
         )
     return found
 
 
-def _user_module(place: str) -> ModuleType:
+def user_module(place: str) -> ModuleType:
+    """Import a user's own module by its name, or run a file path/file.py anew; raises what its code raises, and OSError."""
     if not place.endswith(".py"):
         return importlib.import_module(place)
     path = Path(place).resolve()
-    spec = importlib.util.spec_from_file_location(f"pagefire_user_{path.stem}", path)
+    spec = importlib.util.spec_from_file_location(_name_of_file(path), path)
     if spec is None or spec.loader is None:
         raise ImportError(f"{path} cannot be imported")
     module = importlib.util.module_from_spec(spec)
     sys.modules[module.__name__] = module
     spec.loader.exec_module(module)
     return module
+
+
+def _name_of_file(path: Path) -> str:
+    return f"pagefire_user_{path.stem}"

@@ -425,7 +425,8 @@ class Versions:
 class MigrationReport:
     """Every figure of one migration.
 
-    outcome: completed, failed, cancelled or postcopy-paused. owner: the host that may run the guest.
+    outcome: completed, failed, cancelled or postcopy-paused. owner: the host that may run the guest. policy: what decided when
+    pre-copy ends, built-in or a person's own by its name.
     total_s: migrate request to full residency. setup_s: until tracing is installed.
     precopy_s: first round until the pause. downtime_s: pause request at the source until the destination lets its vCPUs run.
     stun_s: the guest's blackout, from the last commit of any vCPU at the source to the first of any at the destination, by the
@@ -446,6 +447,7 @@ class MigrationReport:
     error: str | None = None
     owner: str = "source"
     mode: str = ""
+    policy: str = ""
     tracker: str = ""
     tracker_reason: str = ""
     trace_install: TraceInstall | None = None

@@ -6,19 +6,19 @@ Exit codes: 0 done, 1 failed (the guest is safe on the source, unless the messag
 from __future__ import annotations
 
 import dataclasses
-import json
 import signal
 import sys
+from collections.abc import Sequence
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import psutil
 import typer
 from rich.console import Console
 
-from pagefire.protocol.errors import PagefireError, UsageError
+from pagefire.protocol.errors import PagefireError
 from pagefire.protocol.transport import runtime_directory
 from pagefire.protocol.transport.control_socket import request
 from pagefire.protocol.units import parse_duration, parse_size
@@ -26,11 +26,13 @@ from pagefire.scripts import finding
 from pagefire.scripts import options as o
 from pagefire.scripts.bench.options import BenchOptions
 from pagefire.scripts.compare_options import CompareOptions
+from pagefire.scripts.delivering import SCREEN, deliver, deliver_failure, require_writable, write_json
 from pagefire.scripts.keys import app as keys_app
 from pagefire.scripts.move_options import DestBacking, MoveOptions, changes_in_flight
 from pagefire.scripts.option_groups import takes_groups
 from pagefire.scripts.security_options import Insecure, Keys, SecurityOptions
 from pagefire.scripts.trace_options import TrialOptions
+from pagefire.scripts.watch_options import WatchOptions
 
 if TYPE_CHECKING:
     from pagefire.scripts.host_daemon import Incoming
@@ -42,11 +44,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(keys_app, name="keys")
-_screen = Console(stderr=True, highlight=False)
 
 
 @app.command()
+@takes_groups
 def dest(
+    watch: WatchOptions,
     listen: Annotated[
         str, typer.Option("--listen", help="HOST:PORT for every connection; port 0 takes a free one.")
     ] = ("127.0.0.1:7700"),
@@ -61,20 +64,16 @@ def dest(
     insecure: Insecure = False,
 ) -> None:
     """Start a daemon that takes guests in; a guest that has come can be migrated on."""
-    from pagefire.protocol.transport.daemon import run_daemon
-    from pagefire.scripts.host_daemon import make_daemon
-
-    directory = _directory(runtime_dir)
-    allowed = _incoming(max_guest_memory, o.guest_cpus(cpus_guest, cpus_dest), allow_workload, link_timeout)
-    allowed = dataclasses.replace(allowed, keys=keys, insecure=insecure)
-    make = partial(make_daemon, directory, listen_on=listen, allowed=allowed, adopt=adopt)
-    raise typer.Exit(run_daemon(make, o.cpus(cpus_dest)))
+    cpus = o.guest_cpus(cpus_guest, cpus_dest)
+    allowed = _incoming(max_guest_memory, cpus, allow_workload or [], link_timeout, keys=keys, insecure=insecure)
+    _run_daemon(_directory(runtime_dir), watch, cpus_dest, listen_on=listen, allowed=allowed, adopt=adopt)
 
 
 @app.command()
 @takes_groups
 def source(
     guest: o.GuestOptions,
+    watch: WatchOptions,
     stop_at: o.StopAt = 0,
     listen: Annotated[
         str | None, typer.Option("--listen", help="HOST:PORT: take guests in as well, as `pagefire dest` does.")
@@ -89,25 +88,28 @@ def source(
     cpus_guest: o.CpusGuest = None,
 ) -> None:
     """Start a daemon with a running guest, newborn, or left by a daemon of that name that died."""
-    from pagefire.protocol.transport.daemon import run_daemon
-    from pagefire.scripts.host_daemon import make_daemon
-
     cpus = o.guest_cpus(cpus_guest, cpus_source)
     config = dataclasses.replace(guest.config(), stop_at=stop_at, cpus=cpus or None)
-    directory = _directory(runtime_dir)
-    allowed = _incoming(max_guest_memory, cpus, list(config.user_workloads), link_timeout)
-    allowed = dataclasses.replace(allowed, keys=keys, insecure=insecure)
-    make = partial(make_daemon, directory, config=config, listen_on=listen, allowed=allowed, adopt=adopt)
-    raise typer.Exit(run_daemon(make, o.cpus(cpus_source)))
+    allowed = _incoming(max_guest_memory, cpus, config.user_workloads, link_timeout, keys=keys, insecure=insecure)
+    how = {"config": config, "listen_on": listen, "allowed": allowed, "adopt": adopt}
+    _run_daemon(_directory(runtime_dir), watch, cpus_source, **how)
 
 
 def _incoming(
-    max_guest_memory: str | None, cpus: tuple[int, ...], workloads: list[str] | None, link_timeout: str
+    max_guest_memory: str | None, cpus: tuple[int, ...], workloads: Sequence[str], link_timeout: str, **security: Any
 ) -> Incoming:
     from pagefire.scripts.host_daemon import Incoming
 
     limit_bytes = parse_size(max_guest_memory) if max_guest_memory is not None else psutil.virtual_memory().total
-    return Incoming(limit_bytes, cpus, tuple(workloads or ()), o.link_timeout(link_timeout))
+    return Incoming(limit_bytes, cpus, tuple(workloads), o.link_timeout(link_timeout), **security)
+
+
+def _run_daemon(directory: Path, watch: WatchOptions, cpus: str | None, **how: Any) -> NoReturn:
+    from pagefire.protocol.transport.daemon import run_daemon
+    from pagefire.scripts.host_daemon import make_daemon
+
+    make = partial(make_daemon, directory, watch=watch.given(), **how)
+    raise typer.Exit(run_daemon(make, o.cpus(cpus), **watch.told()))
 
 
 @app.command()
@@ -130,17 +132,17 @@ def migrate(
         o.one_of("--backing", backing, o.BACKINGS)
     chosen = dataclasses.replace(move.migration(to, tracing), backing=backing, **security.given())
     if security.insecure:
-        _screen.print("Warning: --insecure: nothing is encrypted, and nobody proves who he is.")
+        SCREEN.print("Warning: --insecure: nothing is encrypted, and nobody proves who he is.")
     found = finding.resident(_directory(runtime_dir), name)
-    _require_writable(json_file)
-    migration = Migration(found.control_path, found.name, dataclasses.asdict(chosen), _screen)
+    require_writable(json_file)
+    migration = Migration(found.control_path, found.name, dataclasses.asdict(chosen), SCREEN)
     try:
         report = migration.run()
     except PagefireError:
         if migration.report_of_failure is not None:
-            _deliver_failure(migration.report_of_failure, json_file, report_dir)
+            deliver_failure(migration.report_of_failure, json_file, report_dir)
         raise
-    _deliver(report, json_file, report_dir)
+    deliver(report, json_file, report_dir)
 
 
 @app.command()
@@ -164,11 +166,11 @@ def predict(
     chosen = dataclasses.replace(move.migration(to, tracing), backing=backing, **security.given())
     watch_s = o.watch_time(watch)
     found = finding.resident(_directory(runtime_dir), name)
-    _require_writable(json_file)
-    told = run_predict(found.control_path, found.name, dataclasses.asdict(chosen), watch_s, _screen)
+    require_writable(json_file)
+    told = run_predict(found.control_path, found.name, dataclasses.asdict(chosen), watch_s, SCREEN)
     if json_file is not None:
-        _write_json(told, json_file)
-    print_prediction(told, _screen if json_file == "-" else Console(highlight=False))
+        write_json(told, json_file)
+    print_prediction(told, SCREEN if json_file == "-" else Console(highlight=False))
 
 
 @app.command()
@@ -179,7 +181,7 @@ def status(name: o.GuestName = None, json_file: o.JsonFile = None, runtime_dir: 
         finding.resident(_directory(runtime_dir), name)
     entries = [{"daemon": one.control_path.stem, **one.guest} for one in known]
     if json_file is not None:
-        _write_json({"guests": entries}, json_file)
+        write_json({"guests": entries}, json_file)
         return
     for index, entry in enumerate(entries):
         if index:
@@ -194,7 +196,7 @@ def cancel(name: o.GuestName = None, runtime_dir: o.RuntimeDir = None) -> None:
     """Cancel a migration that has not reached its commit point."""
     found = finding.resident(_directory(runtime_dir), name)
     request(found.control_path, "cancel", timeout_s=30.0, name=found.name)
-    _screen.print("Cancelled: the guest runs on at the source.")
+    SCREEN.print("Cancelled: the guest runs on at the source.")
 
 
 @app.command("set")
@@ -219,7 +221,7 @@ def set_(
     changes = changes_in_flight(max_bandwidth, mode, downtime_limit, max_rounds, max_time, on_limit)
     found = finding.resident(_directory(runtime_dir), name)
     request(found.control_path, "set", timeout_s=30.0, name=found.name, changes=changes)
-    _screen.print("Set.")
+    SCREEN.print("Set.")
 
 
 @app.command()
@@ -243,10 +245,10 @@ def recover(
     found = finding.resident(_directory(runtime_dir), name)
     if take_back:
         request(found.control_path, "recover", name=found.name, take_back=True)
-        _screen.print(f"Taken back: guest {found.name} runs on here from where it stood at the stun.")
+        SCREEN.print(f"Taken back: guest {found.name} runs on here from where it stood at the stun.")
         return
     report = request(found.control_path, "recover", name=found.name, to=to)["report"]
-    _deliver(report, json_file, None)
+    deliver(report, json_file, None)
 
 
 @app.command()
@@ -264,11 +266,11 @@ def demo(
     from pagefire.scripts.demo import run_demo
     from pagefire.scripts.report_folder import default_folder
 
-    _require_writable(json_file)
+    require_writable(json_file)
     config, chosen, pins = guest.config(), move.migration("", tracing), pinning.given()
     tracing.require_possible_for(config.backing)
-    report = run_demo(config, chosen, parse_duration(warmup), pins, _screen)
-    _deliver(report, json_file, report_dir or default_folder(datetime.now()))
+    report = run_demo(config, chosen, parse_duration(warmup), pins, SCREEN)
+    deliver(report, json_file, report_dir or default_folder(datetime.now()))
 
 
 @app.command()
@@ -293,18 +295,18 @@ def bench(
     if benchmark is not None:
         o.one_of("bench", benchmark, tuple(suite.BENCHMARKS))
     plan = asked.plan()
-    _require_writable(json_file)
+    require_writable(json_file)
     if report_dir is not None:
         refuse_foreign(report_dir, suite.folder_files(list(suite.BENCHMARKS)))
     results = []
     for name in [benchmark] if benchmark is not None else suite.BENCHMARKS:
-        results.append(result := suite.run(name, plan, _screen))
-        suite.print_result(result, _screen if json_file == "-" else Console(highlight=False))
+        results.append(result := suite.run(name, plan, SCREEN))
+        suite.print_result(result, SCREEN if json_file == "-" else Console(highlight=False))
         if report_dir is not None:
             written = suite.write_folder(result, report_dir)
-            _screen.print("Report: " + ", ".join(str(path) for path in written), soft_wrap=True)
+            SCREEN.print("Report: " + ", ".join(str(path) for path in written), soft_wrap=True)
     if json_file is not None:
-        _write_json(results[0] if benchmark is not None else {"results": results}, json_file)
+        write_json(results[0] if benchmark is not None else {"results": results}, json_file)
 
 
 @app.command()
@@ -321,18 +323,18 @@ def trace(
     from pagefire.scripts.trace import print_trace, run_trace
     from pagefire.scripts.trace_plot import TRACE_FILES, write_trace_folder
 
-    _require_writable(json_file)
+    require_writable(json_file)
     if report_dir is not None:
         refuse_foreign(report_dir, TRACE_FILES)
     shapes, ways, times, link_bps = trial.shapes(), trial.ways(), trial.times(), trial.link_bps
     trial.pin()
-    result = run_trace(shapes, ways, trial.tracker, times, trial.repetitions, link_bps, _screen)
+    result = run_trace(shapes, ways, trial.tracker, times, trial.repetitions, link_bps, SCREEN)
     if json_file is not None:
-        _write_json(result, json_file)
-    print_trace(result, _screen if json_file == "-" else Console(highlight=False))
+        write_json(result, json_file)
+    print_trace(result, SCREEN if json_file == "-" else Console(highlight=False))
     if report_dir is not None:
         written = write_trace_folder(result, report_dir)
-        _screen.print("Report: " + ", ".join(str(path) for path in written), soft_wrap=True)
+        SCREEN.print("Report: " + ", ".join(str(path) for path in written), soft_wrap=True)
 
 
 @app.command()
@@ -353,16 +355,16 @@ def compare(
 
     o.one_of("compare", what, ("vsphere",))
     cases, times = asked.cases(), asked.times()
-    _require_writable(json_file)
+    require_writable(json_file)
     if report_dir is not None:
         refuse_foreign(report_dir, COMPARE_FILES)
-    result = run_compare(cases, times, asked.repetitions, _screen)
+    result = run_compare(cases, times, asked.repetitions, SCREEN)
     if json_file is not None:
-        _write_json(result, json_file)
-    print_compare(result, _screen if json_file == "-" else Console(highlight=False))
+        write_json(result, json_file)
+    print_compare(result, SCREEN if json_file == "-" else Console(highlight=False))
     if report_dir is not None:
         written = write_compare_folder(result, report_dir)
-        _screen.print("Report: " + ", ".join(str(path) for path in written), soft_wrap=True)
+        SCREEN.print("Report: " + ", ".join(str(path) for path in written), soft_wrap=True)
 
 
 @app.command()
@@ -386,18 +388,18 @@ def bitmap(
     from pagefire.scripts.report_folder import refuse_foreign
 
     cases = parse_cases(guest, pages, scatter)
-    _require_writable(json_file)
+    require_writable(json_file)
     if report_dir is not None:
         refuse_foreign(report_dir, BITMAP_FILES)
-    with _screen.status("") as status:
+    with SCREEN.status("") as status:
         result = measure_table(cases, repetitions, seed, lambda case: status.update(f"measuring {case}"))
     rows = result["rows"]
     if json_file is not None:
-        _write_json(rows[0] if len(rows) == 1 else result, json_file)
-    print_table(result, _screen if json_file == "-" else Console(highlight=False))
+        write_json(rows[0] if len(rows) == 1 else result, json_file)
+    print_table(result, SCREEN if json_file == "-" else Console(highlight=False))
     if report_dir is not None:
         written = write_bitmap_folder(result, report_dir)
-        _screen.print("Report: " + ", ".join(str(path) for path in written), soft_wrap=True)
+        SCREEN.print("Report: " + ", ".join(str(path) for path in written), soft_wrap=True)
 
 
 @app.command()
@@ -410,59 +412,6 @@ def doctor() -> None:
 
 def _directory(runtime_dir: Path | None) -> Path:
     return runtime_dir or runtime_directory.default_directory()
-
-
-def _deliver(report: dict[str, Any], json_file: str | None, folder: Path | None) -> None:
-    """Show and write a report; standard output carries JSON alone when that is asked for."""
-    from pagefire.scripts.report_folder import write_report_folder
-    from pagefire.scripts.summary import render_summary
-
-    if json_file is not None:
-        _write_json(report, json_file)
-    render_summary(report, _screen if json_file == "-" else Console(highlight=False))
-    verified = report["verified"]
-    if folder is not None:
-        written = write_report_folder(report, folder)
-        _screen.print("Report: " + ", ".join(str(path) for path in written), soft_wrap=True)
-    if verified["invariant"] is False or verified["commits_lost"] or verified["commits_repeated"]:
-        raise PagefireError(
-            "the guest is not what it was", "; ".join(verified["problems"]) or "commits were lost or repeated",
-            "keep the report: this is a defect of pagefire",
-        )  # fmt: skip
-
-
-def _deliver_failure(report: dict[str, Any], json_file: str | None, folder: Path | None) -> None:
-    """Write what had been measured before a migration ended; its error is printed by whoever catches it."""
-    from pagefire.scripts.report_folder import write_report_folder
-
-    if json_file is not None:
-        _write_json(report, json_file)
-    if folder is not None:
-        write_report_folder(report, folder)
-
-
-def _require_writable(json_file: str | None) -> None:
-    """Refuse a file that could not be written before anything is done whose figures it is to hold."""
-    if json_file is None or json_file == "-":
-        return
-    try:
-        with Path(json_file).open("a", encoding="utf-8"):
-            pass
-    except OSError as error:
-        raise UsageError(f"{json_file} cannot be written", error.strerror or str(error), "change --json") from error
-
-
-def _write_json(value: dict[str, Any], json_file: str) -> None:
-    text = json.dumps(value, indent=1)
-    if json_file == "-":
-        print(text)
-        return
-    try:
-        Path(json_file).write_text(text + "\n", encoding="utf-8")
-    except OSError as error:
-        raise PagefireError(
-            f"{json_file} could not be written", error.strerror or str(error), "change --json"
-        ) from error
 
 
 def main(arguments: list[str] | None = None) -> None:

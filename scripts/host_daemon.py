@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from pagefire.dest_host.demand_paging import ARRIVAL
 from pagefire.dest_host.house import HostLimits, House
 from pagefire.dest_host.journal import Journal
 from pagefire.dest_host.last_word import fence
+from pagefire.dest_host.migration import IncomingMigration
 from pagefire.dest_host.reception import Reception
 from pagefire.guest_workload.guest_config import GuestConfig
 from pagefire.guest_workload.guest_process import GuestProcess
@@ -27,12 +29,19 @@ from pagefire.guest_workload.run_to import run_to
 from pagefire.protocol.addresses import parse_address
 from pagefire.protocol.errors import GuestError, PagefireError, UsageError
 from pagefire.protocol.ownership import Owner
+from pagefire.protocol.state import Status
+from pagefire.protocol.totals import Totals
 from pagefire.protocol.transport import runtime_directory
 from pagefire.protocol.transport.control_socket import ControlServer, Emit, Json
+from pagefire.protocol.transport.event_lines import EventLines
 from pagefire.protocol.transport.frame_stream import listen
+from pagefire.protocol.transport.http_answers import HttpAnswers
+from pagefire.protocol.transport.logbook import Logbook
 from pagefire.protocol.transport.points import Points
-from pagefire.protocol.transport.security import ListenerSecurity
+from pagefire.protocol.transport.security import ListenerSecurity, is_loopback
+from pagefire.protocol.transport.software import software_name
 from pagefire.protocol.transport.tasks import in_thread
+from pagefire.scripts.watch_options import Watch
 from pagefire.source_host.resident import ResidentGuest
 
 log = logging.getLogger("pagefire.host")
@@ -53,12 +62,14 @@ class Incoming:
 class HostDaemon:
     """Serves until it is told to end. Use `make_daemon`."""
 
-    def __init__(self, directory: Path, stem: str, control_path: Path) -> None:
-        self._directory, self._stem, self._control_path = directory, stem, control_path
+    def __init__(self, directory: Path, stem: str, control_path: Path, logbook: Logbook) -> None:
+        self._directory, self._stem, self._control_path, self._logbook = directory, stem, control_path, logbook
         self._points = Points()
         self._residents: dict[str, ResidentGuest] = {}
         self._reception: Reception | None = None
         self._address = ""
+        self._answers: HttpAnswers | None = None
+        self._metrics = ""
         self._ending = asyncio.Event()
         self._forced = asyncio.Event()
         self._settling: set[asyncio.Task[None]] = set()
@@ -92,9 +103,19 @@ class HostDaemon:
             allowed.user_workloads,
             allowed.silence_s,
         )
-        house = House(limits, Journal(self._directory), self._points, self._name_taken, self._arrived)
+        journal = Journal(self._directory)
+        house = House(limits, journal, self._points, self._logbook, self._name_taken, self._arrived)
         self._reception = Reception(listener, ListenerSecurity.chosen(allowed.keys, allowed.insecure, host), house)
         self._address = f"{host}:{listener.getsockname()[1]}"
+
+    def show(self, listener: socket.socket, host: str) -> None:
+        """Serve figures and health on a listening socket, which is this daemon's from now on."""
+        from pagefire.scripts.metrics import answers
+
+        self._answers = HttpAnswers(listener, answers(self), self._stands_still)
+        self._metrics = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}/metrics"
+        if not is_loopback(listener.getsockname()[0]):
+            log.warning("metrics are shown to whoever reaches %s", self._metrics)
 
     async def adopt(self, stem: str | None) -> list[str]:
         """Take over the guests that the daemon `stem` (None: any) has left; gives their names. What cannot be adopted is named."""
@@ -120,7 +141,7 @@ class HostDaemon:
             await in_thread(fence, guest, Journal(self._directory))
             return False
         if owner is not Owner.OWNER or ARRIVAL not in guest.kept:
-            await self.take_in(guest)
+            await self.take_in(guest, "adopted")
             return True
         if self._reception is None:
             why = "its pages are still arriving, and this daemon does not listen"
@@ -130,18 +151,19 @@ class HostDaemon:
         await self._reception.adopt(guest)
         return True
 
-    async def take_in(self, guest: GuestProcess) -> None:
-        """A guest lives here from now on."""
-        resident = ResidentGuest(guest, self._points)
-        self._residents[guest.name] = resident
-        await resident.settle()
+    async def take_in(self, guest: GuestProcess, state: str) -> None:
+        """A guest lives here from now on; `state` says how it came to."""
+        await self._added(guest, state).settle()
 
     def _arrived(self, guest: GuestProcess) -> None:
-        resident = ResidentGuest(guest, self._points)
-        self._residents[guest.name] = resident
-        task = asyncio.create_task(resident.settle())
+        task = asyncio.create_task(self._added(guest, "arrived").settle())
         self._settling.add(task)
         task.add_done_callback(self._settling.discard)
+
+    def _added(self, guest: GuestProcess, state: str) -> ResidentGuest:
+        resident = self._residents[guest.name] = ResidentGuest(guest, self._points, self._logbook)
+        self._logbook.note("daemon", guest.name, b"", {"event": "guest", "state": state, "pid": guest.pid})
+        return resident
 
     def _name_taken(self, name: str) -> bool:
         resident = self._residents.get(name)
@@ -154,6 +176,10 @@ class HostDaemon:
             await self._server.start()
             if self._reception is not None:
                 self._reception.open()
+            if self._answers is not None:
+                await self._answers.start()
+            started = {"event": "started", "daemon": self._stem, "listen": self._address or None, "pid": os.getpid()}
+            self._logbook.note("daemon", None, b"", started | {"version": software_name()})
             ready(self._ready_line())
             await self._ending.wait()
         finally:
@@ -168,7 +194,38 @@ class HostDaemon:
         guests = ", ".join(f"guest {name} runs (pid {one.guest.pid})" for name, one in self._residents.items())
         parts = [part for part in (guests, f"listening on {self._address}" if self._address else "") if part]
         role = self._stem.partition("-")[0]
-        return f"pagefire {role}: {', '.join(parts)}, control socket {self._control_path}"
+        metrics = f", metrics at {self._metrics}" if self._metrics else ""
+        return f"pagefire {role}: {', '.join(parts)}, control socket {self._control_path}{metrics}"
+
+    # -- for whoever watches ---------------------------------------------------------------------------------------------------
+
+    @property
+    def totals(self) -> Totals:
+        """What has ended."""
+        return self._logbook.totals
+
+    @property
+    def residents(self) -> list[ResidentGuest]:
+        return list(self._residents.values())
+
+    @property
+    def incoming(self) -> list[IncomingMigration]:
+        """Migrations to here whose guest is not a resident yet."""
+        return self._reception.migrations if self._reception is not None else []
+
+    @property
+    def arriving(self) -> list[IncomingMigration]:
+        """Those of them that have not ended."""
+        return self._reception.running if self._reception is not None else []
+
+    @property
+    def ending(self) -> bool:
+        return self._ending.is_set()
+
+    def _stands_still(self) -> bool:
+        """Whether a guest is in its stun: whatever can wait does."""
+        incoming = any(migration.status is Status.DEVICE for migration in self.arriving)
+        return incoming or any(resident.stands_still for resident in self.residents)
 
     # -- ending --------------------------------------------------------------------------------------------------------------
 
@@ -200,7 +257,11 @@ class HostDaemon:
             for resident in self._residents.values():
                 await resident.wind_down(self._forced)
         finally:
+            if self._answers is not None:
+                await self._answers.close()
             await self._server.close()
+            self._logbook.note("daemon", None, b"", {"event": "stopped", "lost": sorted(set(lost))})
+            await self._logbook.close()
             runtime_directory.leave(self._directory, self._control_path)
         return sorted(set(lost))
 
@@ -219,7 +280,7 @@ class HostDaemon:
                 "error": migration.error,
                 "commits": migration.guest.control.commits() if migration.guest else 0,
             }
-            for migration in (self._reception.migrations if self._reception is not None else [])
+            for migration in self.incoming
         ]
         residents = [one.status() for one in self._residents.values()]
         return {"daemon": self._stem, "listen": self._address or None, "guests": residents + incoming}
@@ -229,9 +290,8 @@ class HostDaemon:
 
     async def _guests(self, request: Json, emit: Emit) -> Json:
         """Where an observer on this machine finds the control blocks and memories of the guests."""
-        incoming = self._reception.migrations if self._reception is not None else []
         return {one.name: describe(one.guest) for one in self._residents.values() if not one.gone} | {
-            migration.name: describe(migration.guest) for migration in incoming if migration.guest is not None
+            migration.name: describe(migration.guest) for migration in self.incoming if migration.guest is not None
         }
 
     async def _migrate(self, request: Json, emit: Emit) -> Json:
@@ -280,8 +340,7 @@ class HostDaemon:
         if name in self._residents:
             return self._residents[name]
         here = ", ".join(self._residents) or "none"
-        incoming = self._reception.migrations if self._reception is not None else []
-        if any(migration.name == name for migration in incoming):
+        if any(migration.name == name for migration in self.incoming):
             raise PagefireError(f"guest {name} is still arriving", "its last pages are at its source", "wait")
         raise UsageError(f"no guest named {name} lives here" if name else "which guest is meant", f"here: {here}")
 
@@ -290,7 +349,7 @@ class HostDaemon:
         for resident in self._residents.values():
             if name in (None, resident.name) and resident.here and not resident.gone:
                 return resident.guest
-        for migration in self._reception.migrations if self._reception is not None else []:
+        for migration in self.incoming:
             if migration.guest is not None and migration.owns_guest and name in (None, migration.name):
                 return migration.guest
         raise UsageError("no such guest runs here", str(name))
@@ -303,6 +362,7 @@ async def make_daemon(
     listen_on: str | None = None,
     allowed: Incoming | None = None,
     adopt: bool = False,
+    watch: Watch | None = None,
 ) -> HostDaemon:
     """Build a daemon on the running loop, with a newborn guest if a `config` is given; raises PagefireError, and nothing is left.
 
@@ -315,13 +375,18 @@ async def make_daemon(
         if listen_on is not None:
             host, port = parse_address(listen_on)
             listener = on_failure.enter_context(listen(host, port))
+        watch = watch or Watch()
+        shown = on_failure.enter_context(listen(*watch.metrics, "--metrics")) if watch.metrics is not None else None
+        logbook = Logbook(EventLines(watch.events) if watch.events is not None else None)
         runtime_directory.prepare(directory)
         role, name = ("source", config.name) if config is not None else ("dest", str(_port_of(listener)))
         control_path = runtime_directory.control_path(directory, role, name)
         stem = f"{role}-{name}"
-        daemon = HostDaemon(directory, stem, control_path)
+        daemon = HostDaemon(directory, stem, control_path, logbook)
         if listener is not None:
             daemon.listen(listener, host, allowed or Incoming(0))
+        if shown is not None and watch.metrics is not None:
+            daemon.show(shown, watch.metrics[0])
         on_failure.pop_all()
     names = await daemon.adopt(None if adopt else stem)
     if config is not None and config.name not in names:
@@ -340,7 +405,7 @@ async def make_daemon(
                 await in_thread(guest.terminate)
             runtime_directory.leave(directory, guest_path.with_suffix(".log"))
             raise
-        await daemon.take_in(started[0])
+        await daemon.take_in(started[0], "born")
     return daemon
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -43,6 +44,14 @@ class MoveOptions:
             rich_help_panel="Migration",
         ),
     ] = "50ms"
+    policy: Annotated[
+        str | None,
+        typer.Option(
+            "--policy",
+            help="A function of your own that decides when pre-copy ends: MODULE:FUNCTION or FILE.py:FUNCTION.",
+            rich_help_panel="Migration",
+        ),
+    ] = None
     max_rounds: Annotated[
         int, typer.Option("--max-rounds", help="Pre-copy rounds at most.", rich_help_panel="Migration")
     ] = 30
@@ -189,6 +198,7 @@ class MoveOptions:
         return MigrationOptions(
             to=to,
             mode=self.mode,
+            policy=located(self.policy),
             downtime_limit_s=parse_duration(self.downtime_limit),
             max_rounds=self.max_rounds,
             max_time_s=parse_duration(self.max_time),
@@ -217,6 +227,16 @@ class MoveOptions:
             switchover_timeout_s=parse_duration(self.switchover_timeout),
             silence_s=o.link_timeout(self.link_timeout),
         )
+
+
+def located(policy: str | None) -> str | None:
+    """Give a policy's name for a daemon, which may run in another directory; raises UsageError."""
+    if policy is None:
+        return None
+    place, separator, function = policy.rpartition(":")
+    if not separator or not place or not function:
+        raise UsageError(f"{policy!r} names no policy", "", "name it MODULE:FUNCTION or FILE.py:FUNCTION")
+    return f"{Path(place).absolute()}:{function}" if place.endswith(".py") else policy
 
 
 def page_connections(asked: str) -> int:

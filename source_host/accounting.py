@@ -31,6 +31,7 @@ from pagefire.protocol.report import (
     Swap,
     TcpConnection,
 )
+from pagefire.protocol.totals import Moved
 from pagefire.protocol.transport.software import versions
 from pagefire.source_host import client_latency, measurement
 from pagefire.source_host.departure import Departure
@@ -213,6 +214,28 @@ def compression_of(departure: Departure) -> Compression:
         sample_s=sum(part.sample_s for part in parts),
         link_Bps=next((part.link_Bps for part in reversed(parts) if part.link_Bps is not None), None),
         reason=parts[-1].reason if parts else "",
+    )
+
+
+def moved_so_far(link: Link | None, departure: Departure | None, rounds: int) -> Moved:
+    """Add up what the links of a migration have sent so far; `link` is the one before the commit point."""
+    if departure is not None:
+        link = departure.link
+    sent, packed, wire_bytes = [], [], 0
+    if departure is not None:
+        sent, packed, wire_bytes = [*departure.earlier_sent], [*departure.earlier_compression], departure.earlier_bytes
+    if link is not None:
+        sent.append(link.sent_totals())
+        packed += link.compression()
+        wire_bytes += link.sent_bytes
+    return Moved(
+        rounds=rounds,
+        pages=sum(one.pages for one in sent),
+        zero_pages=sum(one.zero_pages for one in sent),
+        unchanged_pages=sum(one.unchanged_pages for one in sent),
+        compressed_pages=sum(one.compressed_pages for one in packed),
+        wire_bytes=wire_bytes,
+        recoveries=departure.recoveries if departure is not None else 0,
     )
 
 

@@ -13,10 +13,11 @@ from pagefire.protocol.errors import PagefireError
 from pagefire.protocol.ownership import Act, Event, Ownership
 from pagefire.protocol.report import MigrationReport
 from pagefire.protocol.state import Side, Status
+from pagefire.protocol.totals import Moved
 from pagefire.protocol.transport.points import Points
 from pagefire.protocol.transport.software import versions
 from pagefire.protocol.transport.tasks import in_thread
-from pagefire.source_host.accounting import compression_of, postcopy_of, verify
+from pagefire.source_host.accounting import compression_of, moved_so_far, postcopy_of, verify
 from pagefire.source_host.departure import Departure, Emit, OursAgain, forget_record
 
 log = logging.getLogger("pagefire.source")
@@ -30,6 +31,8 @@ class AdoptedMigration:
         self._guest = guest
         self._ownership = Ownership(Side.SOURCE, guest.control)
         self.departure: Departure | None = Departure.of_record(guest, record, points, emit)
+        self._identity: bytes = record["identity"]
+        self._departure = self.departure
         self.options = self.departure.options
         self.report = MigrationReport(outcome="postcopy-paused", owner="destination", destination=self.options.to)
         self.report.versions = versions()
@@ -47,6 +50,15 @@ class AdoptedMigration:
     @property
     def pages_left(self) -> int:
         return self.departure.pages_left if self.departure is not None else 0
+
+    @property
+    def session(self) -> bytes:
+        """The session's identity."""
+        return self._identity
+
+    def moved(self) -> Moved:
+        """Give what this daemon has sent of it."""
+        return moved_so_far(None, self._departure, 0)
 
     async def run(self) -> MigrationReport:
         """Ask, move what is missing, release; gives the report, or raises why it ended otherwise."""

@@ -30,7 +30,7 @@ from pagefire.protocol.state import Side, Status
 from pagefire.protocol.transport.points import Points
 from pagefire.protocol.transport.tasks import beside, in_thread, together
 from pagefire.source_host import postcopy
-from pagefire.source_host.link import Link
+from pagefire.source_host.link import Link, SentTotals
 from pagefire.source_host.options import MigrationOptions
 
 log = logging.getLogger("pagefire.source")
@@ -87,6 +87,7 @@ class Departure:
         self.recoveries = 0
         self.paused_s = 0.0
         self.earlier_bytes = 0
+        self.earlier_sent: list[SentTotals] = []
         #: What the page connections of earlier links compressed.
         self.earlier_compression: list[Compression] = []
         self.link: Link | None = None
@@ -321,6 +322,7 @@ class Departure:
         """Close the link there is; more than once does nothing."""
         if self.link is not None:
             self.earlier_bytes += self.link.sent_bytes
+            self.earlier_sent.append(self.link.sent_totals())
             self.earlier_compression += self.link.compression()
             await self.link.close()
             self.link = None

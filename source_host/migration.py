@@ -25,16 +25,17 @@ from pagefire.protocol.ownership import Act, Event, Ownership
 from pagefire.protocol.pages import PageSet, pages_of
 from pagefire.protocol.report import MigrationReport, Retuned
 from pagefire.protocol.state import Side, Status
+from pagefire.protocol.totals import Moved
 from pagefire.protocol.transport.points import Points
 from pagefire.protocol.transport.tasks import beside, in_thread
-from pagefire.source_host import convergence
-from pagefire.source_host.accounting import Accounting, compression_of, postcopy_of
+from pagefire.source_host.accounting import Accounting, compression_of, moved_so_far, postcopy_of
 from pagefire.source_host.auto_converge import AutoConverge
 from pagefire.source_host.departure import Departure, OursAgain, forget_record, leave_record
 from pagefire.source_host.guest_tracing import GuestTracing
 from pagefire.source_host.last_pages import LastPages
 from pagefire.source_host.link import Link
 from pagefire.source_host.options import MigrationOptions
+from pagefire.source_host.policy import BUILT_IN, judge_named
 from pagefire.source_host.retuning import retuned
 from pagefire.source_host.rounds import Emit, Progress, Rounds
 from pagefire.source_host.switchover import Stun
@@ -58,6 +59,8 @@ class OutgoingMigration:
         self._guest = guest
         self._points = points
         self._emit = emit
+        self._judge = judge_named(options.policy)
+        self.report.policy = options.policy or BUILT_IN
         self.throttling = AutoConverge(guest, options, self.report)
         self._accounting = Accounting(guest)
         self._link = Link(options, guest.config, guest.memory)
@@ -71,6 +74,7 @@ class OutgoingMigration:
         #: The part after the commit point.
         self.departure: Departure | None = None
         self._stun = Stun()
+        self._runs_there = False
         self._guest_died = asyncio.Event()
 
     @property
@@ -82,6 +86,25 @@ class OutgoingMigration:
     def progress(self) -> Progress:
         """How far its rounds have come."""
         return self._rounds.progress
+
+    @property
+    def session(self) -> bytes:
+        """The session's identity; empty before there is one."""
+        return self._link.session[0]
+
+    @property
+    def stands_still(self) -> bool:
+        """Whether the guest runs at neither host, or has just begun to run there."""
+        return self.status is Status.DEVICE or (self.departure is not None and not self._runs_there)
+
+    @property
+    def dirty_pages_per_s(self) -> float:
+        """Different pages that the guest writes a second, as it was last seen."""
+        return self._rounds.dirty_pages_per_s
+
+    def moved(self) -> Moved:
+        """Give what has been sent so far."""
+        return moved_so_far(self._link, self.departure, len(self.report.rounds))
 
     @property
     def pages_left(self) -> int:
@@ -99,6 +122,7 @@ class OutgoingMigration:
         holder.options = retuned(holder.options, changes, stopped=self.status not in (Status.SETUP, Status.ACTIVE))
         at_s = self._accounting.since_request_s()
         self.report.retuned += [Retuned(at_s, name, value) for name, value in changes.items()]
+        self._emit({"event": "retuned", "changes": changes})
         if self.options.mode != "precopy":
             self.throttling.lift()
         if "max_bandwidth_Bps" in changes:
@@ -176,9 +200,10 @@ class OutgoingMigration:
                 done = await rounds.send_unsent()
             self.report.rounds.append(done)
             self.throttling.round_ended(rounds.unsent.written)
-            verdict = convergence.judge(self.report.rounds, self.options.limits, time.monotonic() - began)
+            verdict = self._judge(self.report.rounds, self.options.limits, time.monotonic() - began)
             verdict = replace(verdict, reason=verdict.reason + self.throttling.words())
-            self._emit({"event": "round", **asdict(done), "verdict": verdict.reason})
+            told = {"verdict": verdict.reason, "stop": verdict.stop, "then": verdict.then}
+            self._emit({"event": "round", **asdict(done), **told})
             log.info(
                 "guest=%s round=%d pages=%d left=%d",
                 self._guest.config.name,
@@ -340,6 +365,7 @@ class OutgoingMigration:
             self._note("postcopy-active")
             self._accounting.resumed()
             self._emit({"event": "resumed", "remaining_pages": departure.pages_left})
+            self._runs_there = True
             await self._points.reached("resumed")
             resident = await departure.move()
             await self._points.reached("resident")
@@ -352,6 +378,8 @@ class OutgoingMigration:
     async def _follow(self, departure: Departure) -> None:
         while True:
             self.progress.remaining_pages, self.status = departure.pages_left, departure.status
+            if self._runs_there and departure.status is Status.POSTCOPY_ACTIVE:
+                self._emit({"event": "moving", "remaining_pages": departure.pages_left})
             await asyncio.sleep(0.05)
 
     async def _conclude(self, departure: Departure) -> None:

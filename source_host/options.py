@@ -14,6 +14,7 @@ from pagefire.source_host.tracking import Granularity
 class MigrationOptions:
     """The options of `pagefire migrate`, by their names there; times in seconds. `install_step_pages` is None for all at once.
 
+    `policy` decides when pre-copy ends (policy.py; None: convergence.py).
     `switch_now` ends pre-copy after the round that is under way, or at once where that is possible; set in flight (retuning.py).
     `streams` is how many page connections there are, 0 for as many as pay (stream_count.py).
     `prefetch_pages`: the aligned window around a fault that is pushed next, 0 for none.
@@ -29,6 +30,7 @@ class MigrationOptions:
 
     to: str
     mode: str = "hybrid"
+    policy: str | None = None
     switch_now: bool = False
     downtime_limit_s: float = 0.05
     max_rounds: int = 30

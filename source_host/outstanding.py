@@ -89,10 +89,15 @@ class Looks:
     """How fast the guest writes, by what the looks at one round found; the round begins when this is made."""
 
     def __init__(self) -> None:
-        self._last_s = time.monotonic()
+        self._began_s = self._last_s = time.monotonic()
         #: Different pages a second between two looks: of the last ones that were at least `LOOK_S` apart, or of the first.
         self.dirty_pages_per_s = 0.0
         self._looked = False
+
+    @property
+    def after_s(self) -> float | None:
+        """When the last look was, since the beginning of the round; None where there was none yet."""
+        return self._last_s - self._began_s if self._looked else None
 
     def note(self, pages: int) -> None:
         """Take in how many pages a look found."""

@@ -4,7 +4,7 @@ A round sends its pages at the speed that was measured and leaves what the guest
 rule of outstanding.py: at each look what was written since is taken out of what still waits, and granules in which something was
 written come last. Pages are not played singly: what waits is two pools, cold and warm, and a look takes from either what share of
 it is still there. What of a round's pages is written again in it follows from the curve: those that are in both of two times that
-follow each other. After each round the migration's own `convergence.judge` decides.
+follow each other. After each round the migration's own rule decides (convergence.py, or a policy of the person's).
 
 The stun cannot be measured without stopping the guest. Its parts that grow with something are (pages, vCPUs, the path's answer, the
 last scan); the rest is a constant, measured on two cores, as is the speed of the push, which shows the guest each page.
@@ -26,6 +26,7 @@ from pagefire.source_host import convergence, hot_pages, throttling
 from pagefire.source_host.dirty_curve import DirtyCurve
 from pagefire.source_host.options import MigrationOptions
 from pagefire.source_host.outstanding import LOOK_S
+from pagefire.source_host.policy import judge_named
 from pagefire.source_host.postcopy import GRACE_S, LITTLE_PAGES
 
 #: From the pause to the vCPUs at the destination, with nothing to send, and what each vCPU adds to that.
@@ -150,6 +151,7 @@ def _rounds(told: Prediction, observed: Observed, options: MigrationOptions) -> 
     pages: float = observed.resident_pages - (observed.swapped_pages if options.mode == "hybrid" else 0)
     rounds: list[Round] = []
     since_s = math.inf
+    judge = judge_named(options.policy)
     while True:
         speed = again if rounds else first
         if options.mode == "precopy" and options.auto_converge:
@@ -160,7 +162,7 @@ def _rounds(told: Prediction, observed: Observed, options: MigrationOptions) -> 
             sent = _send(pages, since_s, speed, observed, curves)
         rounds.append(speed.round(len(rounds) + 1, sent))
         told.precopy_s += sent.duration_s
-        verdict = convergence.judge(rounds, options.limits, told.precopy_s)
+        verdict = judge(rounds, options.limits, told.precopy_s)
         if verdict.stop:
             break
         pages, since_s = sent.left, sent.duration_s

@@ -20,8 +20,10 @@ from pagefire.protocol.pages import pages_of
 from pagefire.protocol.prediction import Prediction
 from pagefire.protocol.report import MigrationReport
 from pagefire.protocol.state import Side, Status
+from pagefire.protocol.totals import OUTCOMES, Moved
 from pagefire.protocol.transport import heap
 from pagefire.protocol.transport.control_socket import Emit, Json
+from pagefire.protocol.transport.logbook import Logbook
 from pagefire.protocol.transport.points import Points
 from pagefire.protocol.transport.tasks import in_thread
 from pagefire.source_host.adopted import AdoptedMigration
@@ -32,17 +34,25 @@ from pagefire.source_host.predicting import Predicting
 
 log = logging.getLogger("pagefire.source")
 
+#: What of a report the event of a migration's end holds.
+_TOLD_AT_THE_END = (
+    "error", "owner", "total_s", "setup_s", "precopy_s", "downtime_s", "stun_s", "resident_after_s", "wire_bytes", "recoveries",
+)  # fmt: skip
+
 _OPTION_NAMES = {field.name for field in dataclasses.fields(MigrationOptions)}
 
 
 class ResidentGuest:
     """One guest, one migration of it at a time. After it has left, what is known of its last migration can still be asked."""
 
-    def __init__(self, guest: GuestProcess, points: Points) -> None:
+    def __init__(self, guest: GuestProcess, points: Points, logbook: Logbook) -> None:
         """Take a guest over, which runs already if it is this host's own (OWNER); `settle` begins."""
         self.guest = guest
         self.name = guest.config.name
         self._points = points
+        self._logbook = logbook
+        #: The migration whose figures are not in the logbook's totals yet.
+        self._counting: OutgoingMigration | AdoptedMigration | None = None
         self._migration: OutgoingMigration | AdoptedMigration | None = None
         self._task: asyncio.Task[MigrationReport] | None = None
         #: The last prediction, and its task. Never under way beside a migration.
@@ -60,7 +70,7 @@ class ResidentGuest:
         asyncio.get_running_loop().add_reader(self._watched, self._guest_died)
         found = await in_thread(keepsake.find, self.guest, DEPARTURE)
         if control.owner is Owner.RELINQUISHED and found is not None:
-            migration = AdoptedMigration(self.guest, found[0], self._points, lambda event: None)
+            migration = AdoptedMigration(self.guest, found[0], self._points, self._teller())
             log.warning("guest=%s adopted: it was handed over to %s, asking there", self.name, migration.options.to)
             self._begin(migration)
             return
@@ -88,6 +98,30 @@ class ResidentGuest:
     def here(self) -> bool:
         """Whether the guest's memory and control block can be looked at."""
         return not self._died and not self.left
+
+    @property
+    def stands_still(self) -> bool:
+        """Whether the guest is in its stun: nothing is to be done now that can be done later."""
+        return isinstance(self._counting, OutgoingMigration) and self._counting.stands_still
+
+    @property
+    def ailment(self) -> str | None:
+        """What a person has to know who is responsible for the guest; None where all is well."""
+        if self.left:
+            return None
+        if self._died and not self.gone:
+            return f"guest {self.name} is dead: its process ended"
+        migration = self._migration
+        if migration is None or migration.departure is None:
+            return None
+        if migration.status in (Status.POSTCOPY_PAUSED, Status.POSTCOPY_RECOVER):
+            why = migration.departure.error or "the link is lost"
+            return f"guest {self.name}: post-copy is paused, {migration.pages_left} pages are only here: {why}"
+        return f"guest {self.name}: {migration.report.error}" if migration.status is Status.FAILED else None
+
+    def moved(self) -> Moved:
+        """Give what a migration that is under way has sent so far."""
+        return self._counting.moved() if self._counting is not None else Moved()
 
     # -- operations ----------------------------------------------------------------------------------------------------------
 
@@ -123,6 +157,7 @@ class ResidentGuest:
             status |= {
                 "mode": migration.options.mode,
                 "round": progress.round,
+                "dirty_pages_per_s": round(migration.dirty_pages_per_s, 1),
                 "remaining_pages": progress.remaining_pages,
                 "elapsed_s": time.monotonic() - progress.started_s,
                 # The share of its time that a vCPU is to sleep now, for --auto-converge.
@@ -136,9 +171,12 @@ class ResidentGuest:
         """Migrate as the request's options say; gives {"report"}."""
         options = _options_of(request)
         self._require_settled()
-        migration = OutgoingMigration(self.guest, options, self._points, emit)
+        tell = self._teller(emit)
+        migration = OutgoingMigration(self.guest, options, self._points, tell)
+        begun = self._begin(migration)
+        tell({"event": "requested", "destination": options.to, **_told_of(options), **_shape_of(self.guest)})
         try:
-            report = await asyncio.shield(self._begin(migration))
+            report = await asyncio.shield(begun)
         except PagefireError:
             # The error answers the request; what had been measured until then goes before it.
             emit({"event": "ended", "report": migration.report.as_dict()})
@@ -159,6 +197,18 @@ class ResidentGuest:
         task.add_done_callback(lambda task: task.cancelled() or task.exception())
         self._predicting = predicting, task
         return {"prediction": (await asyncio.shield(task)).as_dict()}
+
+    def _teller(self, emit: Emit = lambda event: None) -> Emit:
+        """Make what the events of one migration go through, from now on: `emit`, and the logbook, with the time since now."""
+        began_s = time.monotonic()
+
+        def tell(event: Json) -> None:
+            event = event | {"at_s": round(time.monotonic() - began_s, 6)}
+            emit(event)
+            session = self._migration.session if self._migration is not None else b""
+            self._logbook.note("source", self.name, session, event)
+
+        return tell
 
     @property
     def _looking(self) -> tuple[Predicting, asyncio.Task[Prediction]] | None:
@@ -271,9 +321,26 @@ class ResidentGuest:
         # What the one before had is free now.
         self._migration = migration
         heap.tidy()
+        self._counting = migration
         self._task = asyncio.create_task(migration.run())
-        self._task.add_done_callback(_ended)
+        self._task.add_done_callback(self._ended)
         return self._task
+
+    def _ended(self, task: asyncio.Task[MigrationReport]) -> None:
+        migration, self._counting = self._counting, None
+        assert migration is not None
+        # Where nobody waits for it: how it ended stands in its report.
+        if not task.cancelled():
+            task.exception()
+        report, outcome = migration.report, migration.status.value
+        if outcome not in OUTCOMES:
+            # Cancelled before it began, or forced to end in the middle.
+            outcome = "cancelled" if migration.status is Status.CANCELLING else "failed"
+        self._logbook.totals.left(self.name, outcome, migration.moved(), report.stun_s, report.downtime_s)
+        told = {name: getattr(report, name) for name in _TOLD_AT_THE_END}
+        ended = {"event": "ended", "outcome": outcome, "rounds": len(report.rounds), **told}
+        self._logbook.note("source", self.name, migration.session, ended)
+        heap.tidy()
 
     def _guest_died(self) -> None:
         self._stop_watching()
@@ -281,6 +348,7 @@ class ResidentGuest:
         if self.gone:
             return
         log.error("guest=%s pid=%d the guest process ended", self.name, self.guest.pid)
+        self._logbook.note("daemon", self.name, b"", {"event": "guest", "state": "died", "pid": self.guest.pid})
         if isinstance(self._migration, OutgoingMigration):
             self._migration.guest_died()
         if (looking := self._looking) is not None:
@@ -339,11 +407,14 @@ class ResidentGuest:
         await asyncio.gather(task, force, return_exceptions=True)
 
 
-def _ended(task: asyncio.Task[MigrationReport]) -> None:
-    # Where nobody waits for it: how it ended stands in its report.
-    if not task.cancelled():
-        task.exception()
-    heap.tidy()
+def _told_of(options: MigrationOptions) -> Json:
+    """Give what of the options bears on how long a migration will take."""
+    told = dataclasses.asdict(options.limits) | {"auto_converge": options.auto_converge, "streams": options.streams}
+    return told | {"max_bandwidth_Bps": options.max_bandwidth_Bps}
+
+
+def _shape_of(guest: GuestProcess) -> Json:
+    return {"memory_bytes": guest.config.memory_bytes, "vcpus": guest.config.vcpus}
 
 
 def _options_of(request: Json) -> MigrationOptions:

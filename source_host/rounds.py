@@ -151,9 +151,26 @@ class Rounds:
             sent = self._link.sent_since(begun)
             self.progress.sent_bytes = sent.wire_bytes
             self._emit(
-                {"event": "progress", "round": self.progress.round, "pages": pages(), "sent_pages": sent.done_pages}
-            )
+                {
+                    "event": "progress", "round": begun.number, "pages": pages(), "sent_pages": sent.done_pages,
+                    "wire_bytes": sent.wire_bytes, "round_s": time.monotonic() - begun.began_s, **self._seen(),
+                }
+            )  # fmt: skip
             await asyncio.sleep(0.1)
+
+    def _seen(self) -> dict[str, Any]:
+        """Tell what the looks at this round have found: nothing before the first one."""
+        looks, unsent = self._looks, self.unsent
+        if (after_s := looks.after_s) is None:
+            return {"looked_after_s": None, "unsent_pages": None, "dirty_pages_per_s": None}
+        return {
+            "looked_after_s": after_s, "unsent_pages": unsent.written.pages, "dirty_pages_per_s": looks.dirty_pages_per_s
+        }  # fmt: skip
+
+    @property
+    def dirty_pages_per_s(self) -> float:
+        """Different pages that the guest writes a second, as it was last seen; 0 before the first look of a round."""
+        return self._looks.dirty_pages_per_s
 
     def _begun(self, begun: RoundBegun, pages: PageSet) -> None:
         self.progress.round, self.progress.remaining_pages = begun.number, pages.pages

@@ -7,17 +7,17 @@ the end. One that comes while the daemon is still being made (a guest takes seco
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable
-from typing import Protocol
+from typing import Protocol, TextIO
 
 import uvloop
 
 from pagefire.protocol.errors import Cancelled, PagefireError, UsageError
 from pagefire.protocol.transport import heap
+from pagefire.protocol.transport.log_lines import begin_log
 
 #: How long a thread may hold the GIL while another waits: the default of 5 ms would be seen in the stun.
 SWITCH_INTERVAL_S = 0.0001
@@ -34,21 +34,21 @@ class Daemon(Protocol):
         """End now, whatever is lost: the second signal."""
 
 
-def run_daemon(make: Callable[[], Awaitable[Daemon]], cpus: tuple[int, ...] = ()) -> int:
+def run_daemon(
+    make: Callable[[], Awaitable[Daemon]], cpus: tuple[int, ...] = (), *, log_format: str = "text", quiet: bool = False
+) -> int:
     """Run one daemon in this process until it ends; gives the exit code. Errors are printed for a person.
 
     `make` undoes what it did when it is cancelled: nobody else could. `cpus` pins this process, children included; none leaves it
-    as it is.
+    as it is. `quiet`: standard output is somebody else's, the line of a daemon that is ready goes to standard error.
     """
-    logging.basicConfig(
-        level=logging.INFO, stream=sys.stderr, format="%(asctime)s.%(msecs)03d %(name)s %(message)s", datefmt="%H:%M:%S"
-    )
+    begin_log(log_format)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     heap.settle()
     try:
         if cpus:
             _pin(cpus)
-        uvloop.run(_run(make))
+        uvloop.run(_run(make, sys.stderr if quiet else sys.stdout))
     except PagefireError as error:
         print(f"pagefire: {error}", file=sys.stderr)
         return error.exit_code
@@ -67,7 +67,7 @@ def _pin(cpus: tuple[int, ...]) -> None:
         ) from error
 
 
-async def _run(make: Callable[[], Awaitable[Daemon]]) -> None:
+async def _run(make: Callable[[], Awaitable[Daemon]], out: TextIO) -> None:
     loop = asyncio.get_running_loop()
     making = asyncio.ensure_future(make())
     daemon: Daemon | None = None
@@ -91,4 +91,4 @@ async def _run(make: Callable[[], Awaitable[Daemon]]) -> None:
         raise Cancelled("the daemon was told to end before it was ready") from error
     if signals:
         daemon.end()
-    await daemon.serve(lambda line: print(line, flush=True))
+    await daemon.serve(lambda line: print(line, file=out, flush=True))

@@ -285,8 +285,8 @@ async def _plain_answer(sock: socket.socket, said: bytes) -> PagefireError:
     return LinkLost("the peer does not speak TLS", "it closed the connection", "check host and port")
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """Open the one listening socket of a destination; raises PagefireError when the port is taken."""
+def listen(host: str, port: int, option: str = "--listen") -> socket.socket:
+    """Open a listening socket, which `option` asked for; raises PagefireError when the port is taken."""
     try:
         family, kind, number, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -302,7 +302,7 @@ def listen(host: str, port: int) -> socket.socket:
         raise PagefireError(
             f"cannot listen on {host}:{port}",
             error.strerror or str(error),
-            "choose another port with --listen HOST:PORT",
+            f"choose another port with {option} HOST:PORT",
         ) from error
     sock.setblocking(False)
     return sock

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.namespaces import Namespaces, two_namespaces
 from tests.e2e.place import Place, places
 
 
@@ -17,3 +18,10 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
     After `tmp_path`, which pytest makes in the temporary directory that it finds.
     """
     yield from places(monkeypatch)
+
+
+@pytest.fixture
+def namespaces() -> Iterator[Namespaces]:
+    """Two hosts with a link between them."""
+    with two_namespaces() as pair:
+        yield pair

@@ -5,64 +5,20 @@ Off loopback: encrypted, unless both ends were told otherwise.
 
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
 import sys
 import time
-import uuid
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
 from pagefire.protocol.errors import PagefireError, UsageError
 from tests.e2e.host_pair import HostPair, assert_verified, guest_arguments
+from tests.e2e.namespaces import DEST_ADDRESS, SOURCE_ADDRESS, Namespaces
 from tests.e2e.place import Place
 from tests.support.secured import KeyRing
 
 pytestmark = [pytest.mark.e2e, pytest.mark.kernel, pytest.mark.root]
-
-SOURCE_ADDRESS, DEST_ADDRESS = "10.213.7.1", "10.213.7.2"
-
-
-class Namespaces(NamedTuple):
-    source: str
-    dest: str
-
-    def inside(self, namespace: str) -> list[str]:
-        """Give the words that run a command in a namespace; `ip` becomes that command."""
-        return ["ip", "netns", "exec", namespace]
-
-
-def _ip(*arguments: str) -> None:
-    ended = subprocess.run(["ip", *arguments], capture_output=True, text=True, check=False)
-    if ended.returncode:
-        pytest.skip(f"network namespaces are missing: ip {' '.join(arguments)}: {ended.stderr.strip()}")
-
-
-@pytest.fixture
-def namespaces() -> Iterator[Namespaces]:
-    """Two namespaces of our own with a link between them; gone afterwards, whatever happens."""
-    if os.geteuid() != 0:
-        pytest.skip("network namespaces are missing: they need root")
-    if shutil.which("ip") is None:
-        pytest.skip("network namespaces are missing: there is no `ip` command (iproute2)")
-    unique = uuid.uuid4().hex[:6]
-    pair = Namespaces(f"pf-{unique}-s", f"pf-{unique}-d")
-    try:
-        for namespace in pair:
-            _ip("netns", "add", namespace)
-            _ip("-n", namespace, "link", "set", "lo", "up")
-        _ip("link", "add", pair.source, "netns", pair.source, "type", "veth", "peer", pair.dest, "netns", pair.dest)
-        for namespace, address in zip(pair, (SOURCE_ADDRESS, DEST_ADDRESS), strict=True):
-            _ip("-n", namespace, "address", "add", f"{address}/24", "dev", namespace)
-            _ip("-n", namespace, "link", "set", namespace, "up")
-        yield pair
-    finally:
-        # The link goes with its namespaces.
-        for namespace in pair:
-            subprocess.run(["ip", "netns", "delete", namespace], capture_output=True, check=False)
 
 
 def across(namespaces: Namespaces, dest_arguments: list[str], **shape: Any) -> HostPair:

@@ -252,7 +252,7 @@ def read_until(process: subprocess.Popen[str], words: str) -> None:
         ("Starting two daemons", signal.SIGINT),
         ("Starting two daemons", signal.SIGTERM),
         ("pagefire source: guest", signal.SIGTERM),
-        ("round 2", signal.SIGINT),
+        ("round 1", signal.SIGINT),
     ],
 )
 def test_a_demo_that_is_interrupted_leaves_nothing(moment: str, number: signal.Signals, place: Place) -> None:
@@ -269,7 +269,7 @@ def test_a_demo_that_is_interrupted_leaves_nothing(moment: str, number: signal.S
         "--max-rounds",
         "100000",
     ]
-    warmup = "0s" if moment == "round 2" else "60s"
+    warmup = "0s" if moment == "round 1" else "60s"
     demo = start("demo", "--memory", "64MiB", "--warmup", warmup, *endless)
     with demo:
         read_until(demo, moment)

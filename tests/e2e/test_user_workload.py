@@ -1,4 +1,4 @@
-"""A workload of one's own, as the README shows it: it migrates where both hosts allow it, and nowhere else."""
+"""A workload of one's own, as docs/own-workload.md shows it: it migrates where both hosts allow it, and nowhere else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A workload of one's own: a counter table, as an example for the README."""
+"""A workload of one's own: a counter table, as docs/own-workload.md shows it."""
 
 from __future__ import annotations
 

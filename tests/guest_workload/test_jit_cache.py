@@ -17,7 +17,8 @@ def test_the_directory_follows_the_sources(tmp_path: Path, monkeypatch: pytest.M
     source.write_text("one")
     plain, one = jit_cache.directory(), jit_cache.directory((source,))
     source.write_text("two")
-    assert len({plain, one, jit_cache.directory((source,))}) == 3
+    named = jit_cache.directory((source,), "own"), jit_cache.directory((source,), "pagefire_user_own")
+    assert len({plain, one, jit_cache.directory((source,)), *named}) == 5
     assert plain.parent == tmp_path / "pagefire"
     assert list(tmp_path.iterdir()) == [source]
 

@@ -35,6 +35,16 @@ def test_a_users_workload_runs_and_is_checked(machine: MachineMaker, name: str) 
     assert guest.check().problems
 
 
+def test_code_compiled_for_a_file_is_not_loaded_for_a_module() -> None:
+    """They are one source and two modules, and compiled code names its own."""
+    by_module, by_file = (registry.user_module_name(name) for name in ("tests.own:Own", f"{EXAMPLE}:Counters"))
+    assert (by_module, by_file, registry.user_module_name("oltp")) == (
+        "tests.own",
+        "pagefire_user_example_workload",
+        "",
+    )
+
+
 def test_an_unknown_name_lists_the_known_ones() -> None:
     with pytest.raises(UsageError, match=r"sequential, random, hotspot.*module:Class"):
         workload_named("oltpp")

@@ -278,11 +278,12 @@ async def test_listen_and_connect() -> None:
     stream.close()
 
 
-def test_a_taken_port_is_named() -> None:
+@pytest.mark.parametrize("option", ["--listen", "--metrics"])
+def test_a_taken_port_is_named(option: str) -> None:
     with listen("127.0.0.1", 0) as listener:
         port = listener.getsockname()[1]
-        with pytest.raises(PagefireError, match=rf"cannot listen on 127\.0\.0\.1:{port}: .*in use.*--listen") as raised:
-            listen("127.0.0.1", port)
+        with pytest.raises(PagefireError, match=rf"cannot listen on 127\.0\.0\.1:{port}: .*in use.*{option}") as raised:
+            listen("127.0.0.1", port, option)
     no_socket_is_left_open(raised)
 
 
