@@ -27,6 +27,7 @@ from pagefire.scripts import options as o
 from pagefire.scripts.bench.options import BenchOptions
 from pagefire.scripts.compare_options import CompareOptions
 from pagefire.scripts.keys import app as keys_app
+from pagefire.scripts.lab.command import add_lab
 from pagefire.scripts.move_options import DestBacking, MoveOptions, changes_in_flight
 from pagefire.scripts.option_groups import takes_groups
 from pagefire.scripts.security_options import Insecure, Keys, SecurityOptions
@@ -463,6 +464,9 @@ def _write_json(value: dict[str, Any], json_file: str) -> None:
         raise PagefireError(
             f"{json_file} could not be written", error.strerror or str(error), "change --json"
         ) from error
+
+
+add_lab(app, _screen, _require_writable, _deliver)
 
 
 def main(arguments: list[str] | None = None) -> None:
