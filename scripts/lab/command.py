@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -13,6 +14,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from pagefire.guest_workload.guest_config import GuestConfig
 from pagefire.protocol.errors import UsageError
 from pagefire.protocol.units import parse_duration
 from pagefire.scripts import options as o
@@ -20,8 +22,9 @@ from pagefire.scripts.lab.shape import LinkShape, shape_of
 from pagefire.scripts.move_options import MoveOptions
 from pagefire.scripts.option_groups import takes_groups
 from pagefire.scripts.security_options import SecurityOptions
+from pagefire.source_host.options import MigrationOptions
 
-_PANEL = "Link"
+_PANEL, _MACHINES = "Link", "Two machines"
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,18 @@ def add_lab(
             str | None,
             typer.Option("--peer", help="With --interface: the other machine's address.", rich_help_panel=_PANEL),
         ] = None,
+        source_host: Annotated[
+            str | None,
+            typer.Option(
+                "--source-host", help="A real machine, by ssh, instead of a namespace.", rich_help_panel=_MACHINES
+            ),
+        ] = None,
+        dest_host: Annotated[
+            str | None, typer.Option("--dest-host", help="The other one.", rich_help_panel=_MACHINES)
+        ] = None,
+        ssh: Annotated[
+            str, typer.Option("--ssh", help="How ssh is called: 'ssh -F FILE'.", rich_help_panel=_MACHINES)
+        ] = "ssh",
         json_file: o.JsonFile = None,
         report_dir: o.ReportDir = None,
     ) -> None:
@@ -129,6 +144,31 @@ def add_lab(
         config, pins = guest.config(), pinning.given()
         chosen = dataclasses.replace(move.migration("", tracing), **security.given())
         tracing.require_possible_for(config.backing)
-        run = run_in_lab if os.geteuid() == 0 else run_without_root
-        report = run(shape, config, chosen, parse_duration(warmup), pins, screen)
+        warmup_s = parse_duration(warmup)
+        if source_host is not None or dest_host is not None:
+            report = _on_machines(source_host, dest_host, ssh, shape, config, chosen, warmup_s, screen)
+        else:
+            run = run_in_lab if os.geteuid() == 0 else run_without_root
+            report = run(shape, config, chosen, warmup_s, pins, screen)
         deliver(report, json_file, report_dir or default_folder(datetime.now()))
+
+
+def _on_machines(
+    source_host: str | None,
+    dest_host: str | None,
+    ssh: str,
+    shape: LinkShape,
+    config: GuestConfig,
+    options: MigrationOptions,
+    warmup_s: float,
+    screen: Console,
+) -> dict[str, Any]:
+    from pagefire.scripts.lab.machines import Machine, Machines, run_on_machines
+
+    if source_host is None or dest_host is None:
+        raise UsageError(
+            "one machine is named", "a guest moves from one to another", "give --source-host and --dest-host"
+        )
+    words = tuple(shlex.split(ssh))
+    machines = Machines(Machine(words, source_host), Machine(words, dest_host))
+    return run_on_machines(shape, config, options, warmup_s, machines, screen)
