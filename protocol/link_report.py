@@ -35,8 +35,9 @@ class LinkMeasured:
     """What the link did before the migration, from source to destination.
 
     rtt_s: median of UDP echoes, two processes waking up included. rate_bps: what came of more UDP than was asked, or, where no rate
-    was asked, of what one sender could send. loss: share of loss_packets small UDP packets that did not come, with Wilson's 95%
-    interval, the last of loss_tries. tcp_goodput_bps: payload of one TCP connection, from its first byte, so with its slow start.
+    was asked, of what one sender could send; the last of rate_tries. loss: share of loss_packets small UDP packets that did not
+    come, with Wilson's 95% interval, the last of loss_tries. tcp_goodput_bps: payload of one TCP connection, from its first byte, so
+    with its slow start.
     """
 
     rtt_s: float | None = None
@@ -46,6 +47,7 @@ class LinkMeasured:
     loss_packets: int = 0
     loss_tries: int = 0
     tcp_goodput_bps: float | None = None
+    rate_tries: int = 0
 
 
 @dataclass(slots=True)

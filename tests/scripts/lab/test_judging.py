@@ -60,8 +60,9 @@ def test_a_loss_that_nobody_asked_for_is_a_complaint() -> None:
 
 
 def test_a_silent_link_is_a_complaint() -> None:
-    silent = LinkMeasured(loss=1.0, loss_interval=[0.99, 1.0], loss_packets=4000, loss_tries=3)
+    silent = LinkMeasured(loss=1.0, loss_interval=[0.99, 1.0], loss_packets=4000, loss_tries=3, rate_tries=3)
     assert len(complaints(ASKED, silent)) == 3
+    assert "nothing came through, 3 times in turn" in complaints(ASKED, silent)[1]
 
 
 @pytest.mark.parametrize(
