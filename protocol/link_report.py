@@ -36,8 +36,8 @@ class LinkMeasured:
 
     rtt_s: median of UDP echoes, two processes waking up included. rate_bps: what came of more UDP than was asked, or, where no rate
     was asked, of what one sender could send; the last of rate_tries. loss: share of loss_packets small UDP packets that did not
-    come, with Wilson's 95% interval, the last of loss_tries. tcp_goodput_bps: payload of one TCP connection, from its first byte, so
-    with its slow start.
+    come, with Wilson's 95% interval, the last of loss_tries. tcp_goodput_bps: payload of one TCP connection, from its first byte,
+    so with its slow start.
     """
 
     rtt_s: float | None = None

@@ -138,6 +138,7 @@ def test_whoever_is_killed_leaves_nothing(alone: bool, place: Place) -> None:
     place.assert_nothing_left()
 
 
+@pytest.mark.soak
 def test_ctrl_c_ends_a_lab(place: Place) -> None:
     with start("lab", *SMALL) as command:
         until(lambda: len(place.processes("lab.probe")) > 0, "nothing is measured", patience_s=40.0)
@@ -174,6 +175,7 @@ def shaped(shape: LinkShape) -> Iterator[tuple[LabNetwork, Shaper]]:
         yield network, shaper
 
 
+@pytest.mark.soak
 def test_a_rate_above_what_the_emulator_carries_is_refused(place: Place) -> None:
     if netem_is_here():
         pytest.skip("netem is here: nothing is emulated")
@@ -186,6 +188,7 @@ def test_a_rate_above_what_the_emulator_carries_is_refused(place: Place) -> None
     place.assert_nothing_left()
 
 
+@pytest.mark.soak
 def test_the_emulator_does_what_netem_does_beside_delay_and_loss(place: Place) -> None:
     """Jitter and reordering seen from outside; a link that was asked to be another is refused with both figures."""
     if netem_is_here():

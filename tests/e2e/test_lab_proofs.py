@@ -51,23 +51,16 @@ def test_a_guest_of_512_mib_crosses_a_lossy_link(place: Place, tmp_path: Path) -
     place.assert_nothing_left()
 
 
-@pytest.mark.parametrize("workload", ["idle", "oltp"])
-def test_a_stun_is_one_and_a_half_round_trips(workload: str, place: Place, tmp_path: Path) -> None:
-    """Where no vCPU had to wait for a page, all run after 1.5 round trips and 20 ms; in the median of three."""
-    runs = [
-        in_lab(
-            tmp_path, *FAR, "--memory", "128MiB", "--workload", workload, "--working-set", "4MiB", "--rate", "2000/s"
-        )
-        for _ in range(3)
-    ]
-    unfaulted = [one for one in runs if not one["postcopy"]["faulted_pages"]]
-    for one in runs:
-        print(f"{workload}: all_running_s={one['all_running_s']:.4f} faulted={one['postcopy']['faulted_pages']}")
-    if workload == "idle":
-        assert unfaulted
-    if unfaulted:
-        times_s = sorted(one["all_running_s"] for one in unfaulted)
-        assert times_s[len(times_s) // 2] <= 1.5 * RTT_S + 0.02
+def test_a_stun_is_one_and_a_half_round_trips(place: Place, tmp_path: Path) -> None:
+    """Where no vCPU had to wait for a page, all run after 1.5 round trips and 20 ms; in the median of three.
+
+    An idle guest: one that writes waits for a page more often than not, and is looked at below.
+    """
+    runs = [in_lab(tmp_path, *FAR, "--memory", "128MiB", "--workload", "idle") for _ in range(3)]
+    times_s = sorted(one["all_running_s"] for one in runs if not one["postcopy"]["faulted_pages"])
+    print(f"all_running_s={times_s} by an RTT of {[one['link']['measured']['rtt_s'] for one in runs]}")
+    assert times_s
+    assert times_s[len(times_s) // 2] <= 1.5 * RTT_S + 0.02
     place.assert_nothing_left()
 
 
@@ -86,4 +79,6 @@ def test_with_faults_what_they_cost_stands_beside_precopy(place: Place, tmp_path
         }
     print(json.dumps(figures))
     assert all(one["stun_s"] for one in figures.values())
+    assert figures["hybrid"]["blocktime_s"] > 0
+    assert None not in [one["to_95_s"] for one in figures.values()]
     place.assert_nothing_left()

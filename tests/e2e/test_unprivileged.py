@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.host_pair import assert_verified, run
+from tests.support.soaked import soaked
 
 pytestmark = [pytest.mark.e2e, pytest.mark.kernel, pytest.mark.root]
 
@@ -64,7 +65,7 @@ def opening(paths: list[Path]) -> str:
     return "\n".join([*lines, 'umount "$keep"', 'rmdir "$keep"'])
 
 
-@pytest.mark.parametrize("command", ["demo", "lab"])
+@pytest.mark.parametrize("command", ["demo", *soaked("lab")])
 def test_it_needs_no_privilege(command: str, home: Path) -> None:
     """A lab goes over loopback then, and says so."""
     environment = {"HOME": str(home), "TMPDIR": str(home / "tmp"), "PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"}

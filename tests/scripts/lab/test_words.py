@@ -6,10 +6,12 @@ import dataclasses
 
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
 from pagefire.guest_workload.guest_config import GuestConfig
 from pagefire.protocol.errors import PagefireError
 from pagefire.protocol.link_report import Emulator, LinkMeasured
+from pagefire.scripts.cli import app
 from pagefire.scripts.lab.link_words import link_lines, link_rows
 from pagefire.scripts.lab.plan import buffer_bytes, command_lines, lines_for_a_machine
 from pagefire.scripts.lab.run import run_without_root
@@ -83,6 +85,17 @@ def test_a_real_machine_shapes_what_it_receives() -> None:
     assert "match ip src 192.0.2.7/32" in lines[at - 1]
     # What was added is removed: the ingress qdisc takes the filter along, the device its own qdiscs.
     assert len(lines[at + 1 :]) == 3
+
+
+def test_the_command_prints_them_and_does_nothing() -> None:
+    lab = ["lab", "--delay", "25ms", "--loss", "0.1%", "--link-rate", "200mbit", "--print-commands"]
+    assert CliRunner().invoke(app, lab).stdout.splitlines() == list(command_lines(SHAPE))
+    machine = ["--interface", "eth0", "--peer", "192.0.2.7"]
+    assert CliRunner().invoke(app, [*lab, *machine]).stdout.splitlines() == list(
+        lines_for_a_machine(SHAPE, "eth0", "192.0.2.7")
+    )
+    refused = CliRunner().invoke(app, [*lab, "--peer", "192.0.2.7"])
+    assert "--interface, --peer and --print-commands go together" in str(refused.exception)
 
 
 def test_buffers_do_not_bound_a_long_link() -> None:
