@@ -19,6 +19,7 @@ from types import TracebackType
 
 from pagefire.protocol.errors import FeatureMissing, PagefireError, UsageError
 from pagefire.scripts.daemons import signals_deferred
+from pagefire.scripts.demo import Place
 from pagefire.scripts.tcp_transfer import transfer
 
 #: Each link's namespaces see nothing but each other, so that all may have the same addresses.
@@ -58,6 +59,11 @@ class ShapedLink:
     def before(self, side: str) -> list[str]:
         """Give the words that run a command on a side (source or dest); `ip` becomes that command."""
         return ["ip", "netns", "exec", self._namespaces[side]]
+
+    @property
+    def place(self) -> Place:
+        """Where daemons on its two sides live. Nobody else is on this link, and what encryption costs is not what is looked at."""
+        return Place(tuple(self.before("source")), tuple(self.before("dest")), self.dest_address, ("--insecure",))
 
     @classmethod
     def require_possible(cls) -> None:
