@@ -26,6 +26,7 @@ from pagefire.scripts import finding
 from pagefire.scripts import options as o
 from pagefire.scripts.bench.options import BenchOptions
 from pagefire.scripts.compare_options import CompareOptions
+from pagefire.scripts.experiment.commands import add_experiments
 from pagefire.scripts.keys import app as keys_app
 from pagefire.scripts.lab.command import add_lab
 from pagefire.scripts.move_options import DestBacking, MoveOptions, changes_in_flight
@@ -43,6 +44,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(keys_app, name="keys")
+add_experiments(app)
 _screen = Console(stderr=True, highlight=False)
 
 
