@@ -11,6 +11,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from pagefire.protocol.link_report import Link
+
 
 @dataclass(slots=True)
 class Percentiles:
@@ -440,7 +442,8 @@ class MigrationReport:
     streams: page connections that were at work at the end.
     stun_pages: sent while the guest stood still, in no round and not after it (pre-copy: all that was left; hybrid: the hot ones).
     dirty_pages_per_s: pages written during the last pre-copy round over its time. recoveries: how often the link was lost after the
-    resume and found again; paused_s: for how long there was none.
+    resume and found again; paused_s: for how long there was none. link: in a lab, what was asked of it and measured, and who
+    shaped it.
     """
 
     outcome: str = "active"
@@ -491,6 +494,7 @@ class MigrationReport:
     verified: Verified = field(default_factory=Verified)
     clock: Clock | None = None
     tcp: list[TcpConnection] = field(default_factory=list)
+    link: Link | None = None
     host: Host | None = None
     versions: Versions | None = None
 

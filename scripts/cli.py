@@ -27,7 +27,9 @@ from pagefire.scripts import options as o
 from pagefire.scripts.bench.options import BenchOptions
 from pagefire.scripts.compare_options import CompareOptions
 from pagefire.scripts.delivering import SCREEN, deliver, deliver_failure, require_writable, write_json
+from pagefire.scripts.experiment.commands import add_experiments
 from pagefire.scripts.keys import app as keys_app
+from pagefire.scripts.lab.command import add_lab
 from pagefire.scripts.move_options import DestBacking, MoveOptions, changes_in_flight
 from pagefire.scripts.option_groups import takes_groups
 from pagefire.scripts.security_options import Insecure, Keys, SecurityOptions
@@ -44,6 +46,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(keys_app, name="keys")
+add_experiments(app)
 
 
 @app.command()
@@ -412,6 +415,9 @@ def doctor() -> None:
 
 def _directory(runtime_dir: Path | None) -> Path:
     return runtime_dir or runtime_directory.default_directory()
+
+
+add_lab(app, SCREEN, require_writable, deliver)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -25,7 +25,7 @@ from pagefire.protocol.transport.control_socket import request
 from pagefire.protocol.units import format_duration, format_size, format_throughput
 from pagefire.scripts.compare_figures import row_of
 from pagefire.scripts.daemons import Pair
-from pagefire.scripts.demo import source_arguments
+from pagefire.scripts.demo import LOOPBACK, pair_for, source_arguments
 from pagefire.scripts.migrating import Migration
 from pagefire.scripts.profiles import Profile, on_backing
 from pagefire.scripts.shaped_link import ShapedLink
@@ -124,19 +124,8 @@ def _run_case(case: Case, times: Times, repetitions: int, console: Console) -> J
 
 def _run(config: GuestConfig, profile: Profile, times: Times, link: ShapedLink | None) -> Json:
     """Make one migration with a pair of daemons of its own."""
-    over: Json = {}
-    if link is not None:
-        over = {
-            "source_before": link.before("source"),
-            "dest_before": link.before("dest"),
-            "dest_host": link.dest_address,
-        }
-    dest_arguments = ["--max-guest-memory", str(config.memory_bytes)]
-    if link is not None:
-        # Nobody else is on this link, and what encryption costs is not what is compared.
-        dest_arguments.append("--insecure")
     quiet = Console(quiet=True)
-    with Pair(source_arguments(config), dest_arguments, config.name, **over) as pair:
+    with pair_for(config, {}, link.place if link is not None else LOOPBACK) as pair:
         time.sleep(times.warmup_s)
         chosen = dataclasses.replace(profile.options(times.settle_s), to=pair.destination, insecure=link is not None)
         migration = Migration(pair.source_socket, config.name, dataclasses.asdict(chosen), quiet)

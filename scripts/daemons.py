@@ -113,7 +113,8 @@ def signals_deferred() -> Iterator[None]:
 class Pair:
     """A destination and a source with one guest, in a private runtime directory; everything is gone when the context ends.
 
-    `dest_host` is the address that the destination listens on, of the network that `dest_before` puts it into.
+    `dest_host` is the address that the destination listens on, of the network that `dest_before` puts it into. `within` is the
+    folder that the runtime directory is made in.
     """
 
     def __init__(
@@ -124,8 +125,9 @@ class Pair:
         source_before: Sequence[str] = (),
         dest_before: Sequence[str] = (),
         dest_host: str = "127.0.0.1",
+        within: Path | None = None,
     ) -> None:
-        self._temporary = tempfile.TemporaryDirectory(prefix="pagefire-")
+        self._temporary = tempfile.TemporaryDirectory(prefix="pagefire-", dir=within)
         self.directory = Path(self._temporary.name)
         self.name = name
         self._source_arguments, self._dest_arguments = source_arguments, dest_arguments or []

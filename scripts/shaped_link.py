@@ -11,16 +11,16 @@ outside of the two namespaces is touched, the host's own interfaces least of all
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
 import subprocess
-import sys
 from types import TracebackType
 
 from pagefire.protocol.errors import FeatureMissing, PagefireError, UsageError
 from pagefire.scripts.daemons import signals_deferred
+from pagefire.scripts.demo import Place
+from pagefire.scripts.tcp_transfer import transfer
 
 #: Each link's namespaces see nothing but each other, so that all may have the same addresses.
 _ADDRESSES = {"source": "10.213.8.1", "dest": "10.213.8.2"}
@@ -59,6 +59,11 @@ class ShapedLink:
     def before(self, side: str) -> list[str]:
         """Give the words that run a command on a side (source or dest); `ip` becomes that command."""
         return ["ip", "netns", "exec", self._namespaces[side]]
+
+    @property
+    def place(self) -> Place:
+        """Where daemons on its two sides live. Nobody else is on this link, and what encryption costs is not what is looked at."""
+        return Place(tuple(self.before("source")), tuple(self.before("dest")), self.dest_address, ("--insecure",))
 
     @classmethod
     def require_possible(cls) -> None:
@@ -108,22 +113,10 @@ class ShapedLink:
 
     def measure_bps(self, seconds: float = _MEASURE_S) -> float:
         """Send plain TCP from source to dest for some seconds; gives the payload's bits per second. Raises PagefireError."""
-        module = [sys.executable, "-m", "pagefire.scripts.tcp_transfer"]
-        address = self.dest_address
-        with subprocess.Popen(
-            [*self.before("dest"), *module, "receive", address], stdout=subprocess.PIPE, text=True
-        ) as receiver:
-            try:
-                assert receiver.stdout is not None
-                port = receiver.stdout.readline().strip()
-                sender = [*self.before("source"), *module, "send", address, port, str(seconds)]
-                subprocess.run(sender, check=True, timeout=seconds + _COMMAND_S)
-                came = json.loads(receiver.stdout.readline())
-            except (subprocess.SubprocessError, ValueError) as error:
-                raise PagefireError("the shaped link carried no TCP transfer", str(error), "") from error
-            finally:
-                receiver.terminate()
-        return float(came["bytes"]) * 8 / float(came["seconds"])
+        try:
+            return transfer(self.before("source"), self.before("dest"), self.dest_address, seconds).bits_per_s
+        except (subprocess.SubprocessError, ValueError) as error:
+            raise PagefireError("the shaped link carried no TCP transfer", str(error), "") from error
 
 
 def _need(feature: str, *command: str) -> None:

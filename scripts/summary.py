@@ -19,6 +19,7 @@ from rich.text import Text
 
 from pagefire.protocol.units import format_count, format_duration, format_size, format_throughput
 from pagefire.scripts.database_words import database_rows
+from pagefire.scripts.lab.link_words import link_rows, tcp_rows
 from pagefire.scripts.layout import NAME_COLUMNS, bar, grid, indented, pairs, print_all, section, triples
 from pagefire.scripts.throttle_words import throttle_words
 from pagefire.scripts.tracing_words import installed_words
@@ -165,15 +166,12 @@ def _subject(report: Report) -> RenderableType:
     ]
     if installed := report.get("trace_install"):
         rows.append(("tracing", installed_words(installed)))
+    rows += link_rows(report.get("link"))
     host, versions = report.get("host"), report.get("versions")
     if host:
-        rows.append(
-            (
-                "source host",
-                f"Linux {host.get('kernel')}, {host.get('cpus')} CPUs, "
-                f"{_words(host, 'memory_bytes', write=format_size)}, load {_words(host, 'load', write=_short)}",
-            )
-        )
+        memory = _words(host, "memory_bytes", write=format_size)
+        load = _words(host, "load", write=_short)
+        rows.append(("source host", f"Linux {host.get('kernel')}, {host.get('cpus')} CPUs, {memory}, load {load}"))
     if versions:
         rows.append(("versions", ", ".join(f"{name} {version}" for name, version in versions.items())))
     return pairs(rows)
@@ -362,10 +360,7 @@ def _cost(report: Report) -> RenderableType:
             rows.append((name, " + ".join(sizes), "of the daemons, beside guest memory"))
         tables = [format_size(memory[f"guest_{side}_tables_bytes"]) for side in ("source", "dest")]
         rows.append(("guest's tables", " + ".join(tables), "page tables, source + destination"))
-    for connection in report.get("tcp") or []:
-        words = f"{_words(connection, 'rtt_s', write=format_duration)} rtt"
-        note = f"{_words(connection, 'retransmits', write=format_count)} retransmits, {connection.get('congestion')}"
-        rows.append((f"tcp {connection.get('role')}", words, note))
+    rows += tcp_rows(report.get("tcp"))
     return triples(rows)
 
 

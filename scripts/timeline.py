@@ -121,7 +121,7 @@ def place_stun(report: Report) -> Span | None:
     return Span(at_s, at_s + stun_s)
 
 
-def _phases(report: Report) -> Iterator[tuple[PhaseLook, Span]]:
+def phase_spans(report: Report) -> Iterator[tuple[PhaseLook, Span]]:
     """Give the stretches of the timeline that look alike, in order: by the instants of the phases, or, without them, by buckets."""
     buckets = report["timeline"]
     if begins := report.get("phases"):
@@ -232,7 +232,7 @@ def _draw_buckets(axes: Axes, report: Report, window: Span | None = None) -> Non
 
 
 def _shade(axes: Axes, report: Report) -> None:
-    for look, span in _phases(report):
+    for look, span in phase_spans(report):
         axes.axvspan(
             span.start_s, span.end_s, facecolor=look.fill, edgecolor=_HATCH, hatch=look.hatch, linewidth=0, zorder=0
         )
@@ -300,7 +300,7 @@ def _name_phases(figure: Figure, report: Report) -> None:
     figure.draw_without_rendering()
     for axes in figure.axes:
         left_s, right_s = axes.get_xlim()
-        for look, span in _phases(report):
+        for look, span in phase_spans(report):
             edges_s = min(max(span.start_s, left_s), right_s), max(min(span.end_s, right_s), left_s)
             left_px, right_px = (axes.transData.transform((edge_s, 0))[0] for edge_s in edges_s)
             name = axes.text(

@@ -17,8 +17,8 @@ from pagefire.guest_workload.control_block import ControlBlock
 from pagefire.guest_workload.observation import open_control
 from pagefire.protocol.errors import PagefireError
 from pagefire.protocol.ownership import Owner
+from pagefire.scripts.relay import Relay
 from tests.e2e.host_pair import HostPair, finish, until
-from tests.e2e.relay import Relay
 from tests.e2e.replaying import arguments, assert_equals_its_twin
 
 #: A peer is given up after this time, and a greeting that is not answered: a fault is over in seconds.

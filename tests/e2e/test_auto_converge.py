@@ -12,9 +12,9 @@ import pytest
 
 from pagefire.guest_workload.control_block import ControlBlock, now_ns
 from pagefire.guest_workload.observation import open_control
+from pagefire.scripts.relay import Relay
 from tests.e2e.host_pair import HostPair, assert_verified, finish, until
 from tests.e2e.place import Place
-from tests.e2e.relay import Relay
 from tests.e2e.replaying import arguments, assert_equals_its_twin
 from tests.support.kernel import need_pagemap_scan
 

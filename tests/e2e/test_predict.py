@@ -13,10 +13,10 @@ import pytest
 
 from pagefire.protocol.errors import PagefireError
 from pagefire.protocol.prediction import Prediction
+from pagefire.scripts.relay import Relay
 from pagefire.source_host.options import MigrationOptions
 from tests.e2e.host_pair import HostPair, Json, assert_verified, finish, guest_arguments, run, start, until
 from tests.e2e.place import Place
-from tests.e2e.relay import Relay
 from tests.e2e.replaying import arguments, assert_equals_its_twin
 from tests.support.huge_pages import huge_pages, hugetlb_pool
 from tests.support.kernel import need_pagemap_scan

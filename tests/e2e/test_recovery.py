@@ -8,10 +8,10 @@ import time
 
 import pytest
 
+from pagefire.scripts.relay import Relay
 from tests.e2e.fault_matrix import told
 from tests.e2e.host_pair import HostPair, assert_verified, finish, run, until
 from tests.e2e.place import Place
-from tests.e2e.relay import Relay
 from tests.e2e.replaying import arguments, assert_equals_its_twin
 from tests.support.kernel import need_pagemap_scan
 

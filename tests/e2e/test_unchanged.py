@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from pagefire.scripts.relay import Relay
 from pagefire.source_host.skipping import MODES
 from tests.e2e.host_pair import HostPair, assert_verified, finish, run, until
 from tests.e2e.place import Place
-from tests.e2e.relay import Relay
 from tests.e2e.replaying import arguments, assert_equals_its_twin
 from tests.support.huge_pages import hugetlb_pool
 from tests.support.kernel import need_pagemap_scan

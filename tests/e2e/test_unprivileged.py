@@ -1,4 +1,4 @@
-"""The demo as a user without any privilege: uid 65534, with a home and a temporary directory of its own and nothing else.
+"""The demo, and the lab, as a user without any privilege: uid 65534, with a home and a temporary directory and nothing else.
 
 What that user could not reach (an interpreter or a checkout below a home that is closed to others) is bound into a private
 mount namespace at its own path; no file's rights are changed and nothing is copied.
@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.host_pair import assert_verified, run
+from tests.support.soaked import soaked
 
 pytestmark = [pytest.mark.e2e, pytest.mark.kernel, pytest.mark.root]
 
@@ -64,13 +65,15 @@ def opening(paths: list[Path]) -> str:
     return "\n".join([*lines, 'umount "$keep"', 'rmdir "$keep"'])
 
 
-def test_the_demo_needs_no_privilege(home: Path) -> None:
+@pytest.mark.parametrize("command", ["demo", *soaked("lab")])
+def test_it_needs_no_privilege(command: str, home: Path) -> None:
+    """A lab goes over loopback then, and says so."""
     environment = {"HOME": str(home), "TMPDIR": str(home / "tmp"), "PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"}
     demo = [
         sys.executable,
         "-m",
         "pagefire.scripts.cli",
-        "demo",
+        command,
         "--memory",
         "64MiB",
         "--warmup",
@@ -98,6 +101,9 @@ def test_the_demo_needs_no_privilege(home: Path) -> None:
     report = json.loads(out)
     assert_verified(report)
     assert report["tracker"] == "pagemap-scan"
+    if command == "lab":
+        assert "no network namespace can be made without root: plain loopback" in err
+        assert report["link"]["shaper"] == "none"
     assert not list((home / "tmp").iterdir())
     (folder,) = home.glob("pagefire-report-*")
     assert {path.name for path in folder.iterdir()} == {"report.json", "summary.txt", "timeline.png"}

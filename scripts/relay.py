@@ -1,8 +1,8 @@
-"""A link that a test can cut: a relay between the source and the destination, for every connection of a migration.
+"""A link that can be cut, for tests and experiments: a relay between source and destination, for every connection of a migration.
 
 What it forwards may be cut (both ends see the connection end), cut in one direction only (the bytes vanish, as behind a broken
 cable or a firewall: nobody is told), stalled (nothing moves, both kernels go on answering keep-alives: a frozen tunnel), slowed to
-a rate, and given back. Real sockets on loopback; threads, so that a test can stay a plain function.
+a rate, and given back. Real sockets on loopback; threads, so that whoever uses it can stay a plain function.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Relay:
     def address(self) -> str:
         return f"127.0.0.1:{self.port}"
 
-    # -- what a test does to the link ----------------------------------------------------------------------------------------
+    # -- what is done to the link -----------------------------------------------------------------------------------------------
 
     def cut(self, *, for_good: bool = False) -> None:
         """End every connection at once; `for_good`: new ones are refused until `mend`."""

@@ -1,0 +1,1 @@
+"""Experiments: a scenario file becomes cases, each case a migration, each migration a line in a results folder."""
