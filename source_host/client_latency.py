@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from pagefire.guest_workload.control_block import ControlBlock
+from pagefire.protocol.client_report import Database, Latencies, LatencyBucket
 from pagefire.protocol.messages import Aftermath
-from pagefire.protocol.report import Clock, Database, Latencies, LatencyBucket
+from pagefire.protocol.report import Clock
 from pagefire.source_host.measurement import BUCKET_NS, Instants
 
 #: [n, 2]: when each transaction ended, in ns on the source's clock, and how many ns its client had waited by then.

@@ -29,8 +29,8 @@ def options_of(command: Any) -> set[str]:
 
 OPTIONS = {name: options_of(command) for name, command in COMMAND.commands.items()}  # type: ignore[attr-defined]
 EVERY_OPTION = set().union(*OPTIONS.values())
-#: Options of the project's scripts that are not the command's.
-OTHERS = {"--quick", "--silent", "--fail"}
+#: Options of the project's scripts, and of others' commands.
+OTHERS = {"--quick", "--silent", "--fail", "--nthreads", "--resources"}
 MAKEFILE = (ROOT / "Makefile").read_text()
 by_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 

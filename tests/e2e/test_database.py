@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
+from pagefire.scripts.relay import Relay
 from pagefire.scripts.report_folder import LATENCY_FILE, write_report_folder
 from tests.e2e.host_pair import HostPair, assert_verified, finish, guest_arguments, run, until
 from tests.e2e.place import Place
-from tests.e2e.relay import Relay
 from tests.support.kernel import need_pagemap_scan
 
 pytestmark = [pytest.mark.e2e, pytest.mark.kernel]

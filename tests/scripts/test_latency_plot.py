@@ -10,7 +10,8 @@ import numpy as np
 from matplotlib import image
 from rich.console import Console
 
-from pagefire.protocol.report import Database, Latencies, LatencyBucket, MigrationReport
+from pagefire.protocol.client_report import Database, Latencies, LatencyBucket
+from pagefire.protocol.report import MigrationReport
 from pagefire.scripts.report_folder import LATENCY_FILE, REPORT_FILES, write_report_folder
 from pagefire.scripts.summary import render_summary
 from tests.scripts import completed_report

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pagefire.protocol.client_report import Latencies
 from pagefire.protocol.messages import Aftermath
-from pagefire.protocol.report import Clock, Latencies
+from pagefire.protocol.report import Clock
 from pagefire.source_host.client_latency import ClientsHere, Times, database
 from pagefire.source_host.measurement import Instants
 
