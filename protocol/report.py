@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from pagefire.protocol.link_report import Link
+from pagefire.protocol.link_report import Link, TcpConnection
 
 
 @dataclass(slots=True)
@@ -393,17 +393,6 @@ class Clock:
     shared: bool
     offset_s: float
     error_s: float
-
-
-@dataclass(slots=True)
-class TcpConnection:
-    """The kernel's own figures (TCP_INFO) of one connection at the source, read at the end."""
-
-    role: str
-    rtt_s: float
-    retransmits: int
-    cwnd: int
-    congestion: str
 
 
 @dataclass(slots=True)
