@@ -1,12 +1,23 @@
-"""The part of a report that says what the link was, where a lab made it: asked, measured, and who shaped it.
+"""The part of a report that says what the link was: what the kernel counted of each connection, and in a lab who shaped it.
 
-Filled in by the lab, not by the hosts, who know nothing of it. Rates are of Ethernet frames, as tc counts them; None: not
+`Link` is filled in by the lab, not by the hosts, who know nothing of it. Rates are of Ethernet frames, as tc counts them; None: not
 measured, or not asked.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class TcpConnection:
+    """The kernel's own figures (TCP_INFO) of one connection at the source, read at the end."""
+
+    role: str
+    rtt_s: float
+    retransmits: int
+    cwnd: int
+    congestion: str
 
 
 @dataclass(slots=True)

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from pagefire.protocol.client_report import Database
-from pagefire.protocol.link_report import Link
+from pagefire.protocol.link_report import Link, TcpConnection
 
 
 @dataclass(slots=True)
@@ -348,17 +348,6 @@ class Clock:
     shared: bool
     offset_s: float
     error_s: float
-
-
-@dataclass(slots=True)
-class TcpConnection:
-    """The kernel's own figures (TCP_INFO) of one connection at the source, read at the end."""
-
-    role: str
-    rtt_s: float
-    retransmits: int
-    cwnd: int
-    congestion: str
 
 
 @dataclass(slots=True)

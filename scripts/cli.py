@@ -46,6 +46,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(keys_app, name="keys")
+add_lab(app)
 add_experiments(app)
 
 
@@ -415,9 +416,6 @@ def doctor() -> None:
 
 def _directory(runtime_dir: Path | None) -> Path:
     return runtime_dir or runtime_directory.default_directory()
-
-
-add_lab(app, SCREEN, require_writable, deliver)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -16,6 +16,7 @@ import psutil
 from pagefire.guest_workload.guest_process import GuestProcess
 from pagefire.guest_workload.linux.cpu_time import cpu_seconds
 from pagefire.guest_workload.linux.memory_use import memory_use_bytes
+from pagefire.protocol.link_report import TcpConnection
 from pagefire.protocol.messages import Aftermath, Resident
 from pagefire.protocol.pages import PAGE_BYTES
 from pagefire.protocol.report import (
@@ -29,7 +30,6 @@ from pagefire.protocol.report import (
     Percentiles,
     Postcopy,
     Swap,
-    TcpConnection,
 )
 from pagefire.protocol.totals import Moved
 from pagefire.protocol.transport.software import versions

@@ -5,10 +5,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import shlex
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -18,6 +16,7 @@ from pagefire.guest_workload.guest_config import GuestConfig
 from pagefire.protocol.errors import UsageError
 from pagefire.protocol.units import parse_duration
 from pagefire.scripts import options as o
+from pagefire.scripts.delivering import SCREEN, deliver, require_writable
 from pagefire.scripts.lab.shape import LinkShape, shape_of
 from pagefire.scripts.move_options import MoveOptions
 from pagefire.scripts.option_groups import takes_groups
@@ -70,12 +69,7 @@ class LinkOptions:
         return shape_of(self.delay, self.jitter, self.loss, self.link_rate, self.reorder, self.netem, self.link_seed)
 
 
-def add_lab(
-    app: typer.Typer,
-    screen: Console,
-    require_writable: Callable[[str | None], None],
-    deliver: Callable[[dict[str, Any], str | None, Path | None], None],
-) -> None:
+def add_lab(app: typer.Typer) -> None:
     """Give the command line its command `lab`."""
 
     @app.command()
@@ -146,10 +140,10 @@ def add_lab(
         tracing.require_possible_for(config.backing)
         warmup_s = parse_duration(warmup)
         if source_host is not None or dest_host is not None:
-            report = _on_machines(source_host, dest_host, ssh, shape, config, chosen, warmup_s, screen)
+            report = _on_machines(source_host, dest_host, ssh, shape, config, chosen, warmup_s, SCREEN)
         else:
             run = run_in_lab if os.geteuid() == 0 else run_without_root
-            report = run(shape, config, chosen, warmup_s, pins, screen)
+            report = run(shape, config, chosen, warmup_s, pins, SCREEN)
         deliver(report, json_file, report_dir or default_folder(datetime.now()))
 
 

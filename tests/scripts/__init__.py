@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+from pagefire.protocol.link_report import TcpConnection
 from pagefire.protocol.report import (
     Bitmap,
     Clock,
@@ -16,7 +17,6 @@ from pagefire.protocol.report import (
     Percentiles,
     Postcopy,
     Round,
-    TcpConnection,
     Throttle,
     ThrottledRound,
     TimelineBucket,
