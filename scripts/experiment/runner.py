@@ -58,7 +58,9 @@ def run_experiment(
             store.describe({**experiment, "left_out": str(missing)})
             raise
         if store.lines and works:
-            console.print(f"  {folder} has {len(store.lines)} migrations, {len(works)} are left to make")
+            console.print(
+                f"  {folder} has {len(store.lines)} migrations, {len(works)} are left to make", soft_wrap=True
+            )
         with _maker(scheduler, console) as (make, at_once):
             if scheduler is None:
                 with swept(folder):
@@ -117,7 +119,7 @@ def _maker(scheduler: str | None, console: Console) -> Iterator[tuple[Make, int]
         return
     with Cluster(scheduler) as cluster:
         places = f"{len(cluster.workers)} workers, on {cluster.machines} of its machines"
-        console.print(f"  {scheduler} has {places}; a migration has its machine to itself")
+        console.print(f"  {scheduler} has {places}; a migration has its machine to itself", soft_wrap=True)
         yield cluster.run, cluster.machines
 
 
