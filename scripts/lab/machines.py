@@ -152,7 +152,7 @@ def daemon(machine: Machine, arguments: Sequence[str]) -> Held:
     return Held(
         machine,
         [
-            'd=$(mktemp -d /tmp/pagefire-lab-XXXXXX); mkdir -m 700 "$d/run"',
+            'd=$(mktemp -d --tmpdir pagefire-lab-XXXXXX); mkdir -m 700 "$d/run"',
             f'{command} --runtime-dir "$d/run" >"$d/ready" 2>"$d/log" </dev/null & p=$!',
             'while ! [ -s "$d/ready" ]; do kill -0 $p 2>/dev/null || { tail -n 1 "$d/log" >&2; exit 1; }; sleep 0.05; done',
             'echo "$d/run"; cat "$d/ready"',
