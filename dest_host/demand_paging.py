@@ -80,9 +80,12 @@ class DemandPaging:
         """Let every vCPU that waits for a page fault again."""
         userfaultfd.wake(self._uffd, self._guest.address, self._guest.memory.size_bytes)
 
-    async def end(self) -> None:
-        """No page is missing: the guest needs nobody any more. What still comes is dropped. Raises GuestError, OSError."""
+    async def release(self) -> None:
+        """No page is missing: the kernel serves the guest's faults by itself from now on. Raises GuestError, OSError."""
         await in_thread(self.publisher.disarm)
+
+    async def end(self) -> None:
+        """After `release`: nobody needs any of this any more. What still comes is dropped. Raises GuestError, OSError."""
         self._close_uffd()
         await in_thread(self._guest.close_uffd)
         await in_thread(keepsake.drop, self._guest, ARRIVAL)

@@ -116,6 +116,8 @@ class Postcopy:
         while not self._complete.is_set():
             await self._on_some_link(self._take_pages)
         await self._house.points.reached("dest-last-page")
+        # The guest before all else: until then it waits for this daemon at each page that it was not shown.
+        await self._paging.release()
         handler, ledger, intake = self._paging.faults, self._paging.ledger, self._paging.intake
         faulted, pushed = ledger.received()
         told = Resident(

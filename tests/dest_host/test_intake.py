@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from pagefire.dest_host.intake import Intake, percentiles_us
+from pagefire.dest_host.intake import SHOWN_RUN_PAGES, Intake, percentiles_us
 from pagefire.dest_host.landing import Landing
 from pagefire.dest_host.ledger import Ledger
 from pagefire.dest_host.publishing import Publisher
@@ -160,6 +160,18 @@ def test_waits_are_measured_until_the_page_is_published(destination: Destination
     assert destination.intake.waits_ns[0] > 0
     destination.intake.settle_waits(0, 4)
     assert len(destination.intake.waits_ns) == 1
+
+
+def test_short_runs_are_shown_to_who_waits_and_long_ones_to_all(destination: Destination, user: MemoryUser) -> None:
+    short, long = PageSet.of_runs([0, 40], [3, 40 + SHOWN_RUN_PAGES - 1]), PageSet.span(100, 100 + SHOWN_RUN_PAGES)
+    destination.resume(short | long)
+    destination.intake.note_wait(2, 1)
+    take(destination, short | long, 1)
+    assert destination.ledger.unpublished(short | long) == short - PageSet.span(2, 3)
+    assert len(destination.intake.waits_ns) == 1
+    assert destination.completions == 1
+    destination.publisher.disarm()
+    assert user.load([0, 2, 40, 100]) == [[1]] * 4
 
 
 def test_pages_from_many_connections_are_each_taken_once(destination: Destination, user: MemoryUser) -> None:
