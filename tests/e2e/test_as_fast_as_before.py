@@ -20,6 +20,7 @@ from pagefire.protocol.transport.control_socket import request
 from tests.e2e.host_pair import HostPair, finish, guest_arguments, until
 from tests.support.huge_pages import huge_pages
 from tests.support.kernel import need_pagemap_scan
+from tests.support.soaked import soaked
 
 pytestmark = [pytest.mark.e2e, pytest.mark.kernel]
 
@@ -137,8 +138,9 @@ def ratio(ended: str, backing: str, pairs: int) -> tuple[float, float, float]:
     return math.exp(middle), math.exp(middle - half), math.exp(middle + half)
 
 
-@pytest.mark.parametrize("ended", ["failed", "cancelled"])
-@pytest.mark.parametrize("backing", ["4k", "thp"])
+@pytest.mark.parametrize(
+    ("ended", "backing"), [("failed", "4k"), ("cancelled", "thp"), *soaked(("failed", "thp"), ("cancelled", "4k"))]
+)
 def test_the_kernels_tables_are_clean_afterwards(ended: str, backing: str) -> None:
     need_pagemap_scan()
     with huge_pages() if backing == "thp" else contextlib.nullcontext():

@@ -86,6 +86,7 @@ def is_free(control: ControlBlock) -> bool:
     return control.throttled_until_ns < now_ns()
 
 
+@pytest.mark.soak
 def test_whatever_ends_a_migration_the_guest_is_not_left_slow(place: Place) -> None:
     with HostPair(arguments(RATE_PER_S, **GUEST)) as pair, Relay(pair.port, LINK_BPS) as relay:
         # A limit that no round of this link can keep: it goes on until something else ends it.

@@ -120,7 +120,7 @@ CHECKS: dict[str, Callable[[Json], None]] = {
 
 
 #: Those that take longest, of which `make test` has the parts elsewhere.
-LONG = ("brownout", "compression", "memory")
+LONG = ("brownout", "compression", "memory", "faults")
 
 
 @pytest.mark.parametrize("name", [*(name for name in suite.BENCHMARKS if name not in LONG), *soaked(*LONG)])

@@ -17,6 +17,7 @@ from tests.e2e.host_pair import HostPair, assert_verified, guest_arguments
 from tests.e2e.namespaces import DEST_ADDRESS, SOURCE_ADDRESS, Namespaces
 from tests.e2e.place import Place
 from tests.support.secured import KeyRing
+from tests.support.soaked import soaked
 
 pytestmark = [pytest.mark.e2e, pytest.mark.kernel, pytest.mark.root]
 
@@ -31,7 +32,7 @@ def across(namespaces: Namespaces, dest_arguments: list[str], **shape: Any) -> H
     )
 
 
-@pytest.mark.parametrize(("mode", "secured"), [("hybrid", True), ("postcopy", True), ("hybrid", False)])
+@pytest.mark.parametrize(("mode", "secured"), [("postcopy", True), ("hybrid", False), *soaked(("hybrid", True))])
 def test_a_guest_that_crossed_a_network_equals_its_twin(
     mode: str, secured: bool, namespaces: Namespaces, place: Place, ring: KeyRing
 ) -> None:

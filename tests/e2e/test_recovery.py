@@ -14,6 +14,7 @@ from tests.e2e.host_pair import HostPair, assert_verified, finish, run, until
 from tests.e2e.place import Place
 from tests.e2e.replaying import arguments, assert_equals_its_twin
 from tests.support.kernel import need_pagemap_scan
+from tests.support.soaked import soaked
 
 pytestmark = [pytest.mark.e2e, pytest.mark.kernel]
 
@@ -75,7 +76,7 @@ def test_a_link_that_is_cut_twenty_times(record_property: pytest.RecordProperty)
 
 
 @pytest.mark.parametrize("who", ["source", "dest"])
-@pytest.mark.parametrize("mode", ["postcopy", "hybrid"])
+@pytest.mark.parametrize("mode", ["hybrid", *soaked("postcopy")])
 def test_a_daemon_that_dies_in_post_copy_is_followed_by_one_that_finishes(who: str, mode: str, place: Place) -> None:
     with HostPair(arguments()) as pair, Relay(pair.port, bytes_per_s=SLOW) as relay:
         with pair.held_at("pushing") as stands, pair.migrating("--to", relay.address, "--mode", mode) as migration:

@@ -214,7 +214,7 @@ def hello_bytes(role: str) -> int:
     [
         pytest.param(0, "control", HEADER_BYTES + 60, id="a number in the offer"),
         # The map, its key, the pair and the first binary's head come before it.
-        pytest.param(1, "pages", HEADER_BYTES + 10, id="the number of the first page"),
+        pytest.param(1, "pages", HEADER_BYTES + 10, id="the number of the first page", marks=pytest.mark.soak),
         pytest.param(1, "pages", 5_000_000, id="a page"),
     ],
 )

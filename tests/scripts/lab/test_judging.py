@@ -70,7 +70,7 @@ def test_a_silent_link_is_a_complaint() -> None:
 )
 def test_the_expected_loss_is_what_a_line_does(line: str) -> None:
     """A packet that comes once more or less whole is not lost."""
-    shape, sent = parse_netem(line), 20_000
+    shape, sent = parse_netem(line), 8_000
     virtual = VirtualLine(shape)
     whole = set()
     for number in range(sent):
