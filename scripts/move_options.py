@@ -15,7 +15,7 @@ from pagefire.protocol.messages import MAX_FRAME_PAGES
 from pagefire.protocol.negotiation import MAX_STREAMS, MODES
 from pagefire.protocol.units import parse_duration, parse_throughput
 from pagefire.scripts import options as o
-from pagefire.source_host.options import MigrationOptions
+from pagefire.source_host.options import PREFETCH_PAGES, MigrationOptions
 from pagefire.source_host.retuning import MODES as RETUNED_MODES
 from pagefire.source_host.skipping import MODES as SKIPPING_MODES
 
@@ -95,7 +95,7 @@ class MoveOptions:
             help="After the resume, push next what lies around a fault: an aligned window of so many pages, 0 for none.",
             rich_help_panel="Migration",
         ),
-    ] = 0
+    ] = PREFETCH_PAGES
     skip_unchanged: Annotated[
         str,
         typer.Option(

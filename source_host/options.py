@@ -9,6 +9,9 @@ from pagefire.source_host.convergence import Limits
 from pagefire.source_host.trace_install import InstallOptions
 from pagefire.source_host.tracking import Granularity
 
+#: What is pushed next of a fault's surroundings (postcopy.py has what it gains).
+PREFETCH_PAGES = 256
+
 
 @dataclass(frozen=True, slots=True)
 class MigrationOptions:
@@ -39,7 +42,7 @@ class MigrationOptions:
     auto_converge: bool = False
     streams: int = 1
     compress: str = "off"
-    prefetch_pages: int = 0
+    prefetch_pages: int = PREFETCH_PAGES
     skip_unchanged: str = "off"
     max_bandwidth_Bps: float | None = None
     backing: str | None = None
