@@ -320,12 +320,13 @@ class Departure:
 
     async def close(self) -> None:
         """Close the link there is; more than once does nothing."""
-        if self.link is not None:
-            self.earlier_bytes += self.link.sent_bytes
-            self.earlier_sent.append(self.link.sent_totals())
-            self.earlier_compression += self.link.compression()
-            await self.link.close()
-            self.link = None
+        link, self.link = self.link, None
+        if link is not None:
+            # In one step: whoever counts while it closes finds it in one place.
+            self.earlier_bytes += link.sent_bytes
+            self.earlier_sent.append(link.sent_totals())
+            self.earlier_compression += link.compression()
+            await link.close()
 
 
 async def forget_record(guest: GuestProcess) -> None:

@@ -73,6 +73,8 @@ class OutgoingMigration:
         self._ownership = Ownership(Side.SOURCE, guest.control)
         #: The part after the commit point.
         self.departure: Departure | None = None
+        #: One after which the guest is this host's again: what it has sent counts.
+        self._given_up: Departure | None = None
         self._stun = Stun()
         self._runs_there = False
         self._guest_died = asyncio.Event()
@@ -104,7 +106,7 @@ class OutgoingMigration:
 
     def moved(self) -> Moved:
         """Give what has been sent so far."""
-        return moved_so_far(self._link, self.departure, len(self.report.rounds))
+        return moved_so_far(self._link, self.departure or self._given_up, len(self.report.rounds))
 
     @property
     def pages_left(self) -> int:
@@ -412,7 +414,7 @@ class OutgoingMigration:
             error = self._guest_ended()
         if isinstance(error, OursAgain) and self.departure is not None:
             await self.departure.close()
-            self.departure = None
+            self._given_up, self.departure = self.departure, None
             self.report.owner = "source"
         cancelled = isinstance(error, asyncio.CancelledError | Cancelled)
         self.status = Status.CANCELLED if cancelled else Status.FAILED
