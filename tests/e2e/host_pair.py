@@ -173,10 +173,10 @@ def start(*arguments: str, command: tuple[str, ...] = PAGEFIRE, **popen: Any) ->
     )
 
 
-def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+def finish(process: subprocess.Popen[str], patience_s: float = PATIENCE_S) -> tuple[int, str, str]:
     """Wait for a command; gives its exit code, standard output and standard error. One that does not end is killed."""
     try:
-        out, err = process.communicate(timeout=PATIENCE_S)
+        out, err = process.communicate(timeout=patience_s)
     except subprocess.TimeoutExpired:
         process.kill()
         out, err = process.communicate()

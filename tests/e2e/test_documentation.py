@@ -29,6 +29,8 @@ pytestmark = [pytest.mark.e2e, pytest.mark.kernel]
 
 #: Ports that the pages use.
 PORTS = ("7700", "9100", "9101")
+#: The longest moves 1 GiB at 200 Mbit/s, which takes 43 s by itself.
+BLOCK_PATIENCE_S = 110.0
 #: What `make test` runs.
 AT_ONCE = ("keys",)
 
@@ -81,7 +83,7 @@ class Host:
     def run(self, text: str) -> str:
         """Run commands to their end, all of them well; gives what they said."""
         with self.shell(text) as process:
-            code, out, err = finish(process)
+            code, out, err = finish(process, BLOCK_PATIENCE_S)
         assert code == 0, (text, out, err)
         return out
 
