@@ -28,7 +28,8 @@ from pagefire.protocol.errors import RemoteProtocolError
 from pagefire.protocol.pages import PAGE_BYTES, PageSet
 
 _ZERO_PAGES_AT_ONCE = 1 << 16
-#: Shorter runs of what has been pushed are left to a fault, or to the kernel once the last page is here.
+#: Shorter runs of what has been pushed are left to a fault, or to the kernel once the last page is here. As many as the kernel maps
+#: at one fault; what hybrid leaves lies alone and what postcopy leaves in long runs, so that other limits were not tried.
 SHOWN_RUN_PAGES = 16
 
 

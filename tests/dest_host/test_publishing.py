@@ -88,6 +88,9 @@ def test_a_set_is_published_as_its_runs_are(arm: Callable[[], Armed], user: Memo
     assert userfaultfd.read_faults(uffd).size == 0
     publisher.disarm()
     publisher.publish_all(PageSet.of_runs([2, 30], [3, 31]))
+    # A daemon that takes the place of one that died right after it has released the guest does so again.
+    userfaultfd.wake(publisher._uffd, publisher._address, publisher._memory_bytes)
+    publisher.disarm()
 
 
 def test_zero_pages(arm: Callable[[], Armed], user: MemoryUser) -> None:
