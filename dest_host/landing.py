@@ -12,6 +12,8 @@ it was published, see publishing.py.
 
 from __future__ import annotations
 
+import numpy as np
+
 from pagefire.dest_host.ledger import Ledger
 from pagefire.guest_workload.linux.memfd import Mapping
 from pagefire.protocol.pages import PAGE_BYTES, PageSet
@@ -19,8 +21,6 @@ from pagefire.protocol.transport.wire import Wire
 
 #: Runs of at least this many pages are worth a pipe.
 SPLICE_PAGES = 16
-#: Short runs are received together, so many at most.
-_RECEIVE_BUFFERS = 512
 
 
 class Landing:
@@ -39,22 +39,27 @@ class Landing:
 
         Raises LinkLost, and pages may then be half-filled.
         """
-        wanted = pages - unwanted if unwanted else pages
-        short: list[memoryview] = []
-        for start, stop, keep in _in_order(wanted, unwanted or PageSet.empty()):
-            first, end = start * PAGE_BYTES, stop * PAGE_BYTES
-            if not keep:
-                short += [self._nowhere] * (stop - start)
-            elif stop - start < SPLICE_PAGES or self._ledger.filled(start, stop):
-                short.append(self._bytes[first:end])
+        if unwanted:
+            self._fill_some(pages - unwanted, unwanted)
+            return
+        starts, stops, filled = pages.starts * PAGE_BYTES, pages.stops * PAGE_BYTES, 0
+        for run in np.flatnonzero(pages.counts >= SPLICE_PAGES).tolist():
+            if self._ledger.filled(int(pages.starts[run]), int(pages.stops[run])):
+                continue
+            self._wire.fill_runs(self._bytes, starts[filled:run], stops[filled:run])
+            self._wire.fill_range(self._memory_fd, int(starts[run]), int(stops[run] - starts[run]))
+            filled = run + 1
+        self._wire.fill_runs(self._bytes, starts[filled:], stops[filled:])
+        self._ledger.mark_filled(pages)
+
+    def _fill_some(self, wanted: PageSet, unwanted: PageSet) -> None:
+        buffers: list[memoryview] = []
+        for start, stop, keep in _in_order(wanted, unwanted):
+            if keep:
+                buffers.append(self._bytes[start * PAGE_BYTES : stop * PAGE_BYTES])
             else:
-                self._wire.fill(short)
-                short = []
-                self._wire.fill_range(self._memory_fd, first, end - first)
-            if len(short) >= _RECEIVE_BUFFERS:
-                self._wire.fill(short)
-                short = []
-        self._wire.fill(short)
+                buffers += [self._nowhere] * (stop - start)
+        self._wire.fill(buffers)
         self._ledger.mark_filled(wanted)
 
     def zero(self, pages: PageSet) -> None:
@@ -63,11 +68,11 @@ class Landing:
         for start, stop in zip(stale.starts.tolist(), stale.stops.tolist(), strict=True):
             self._pages[start:stop] = 0
 
-    def place_page(self, page: int, contents: bytes) -> None:
+    def place_page(self, page: int, contents: bytes | bytearray) -> None:
         """Copy the contents of one page into memory; the ledger is the caller's to tell."""
         self._bytes[page * PAGE_BYTES : (page + 1) * PAGE_BYTES] = contents
 
-    def place(self, pages: PageSet, among: PageSet, contents: bytes) -> None:
+    def place(self, pages: PageSet, among: PageSet, contents: bytes | bytearray) -> None:
         """Copy some of the pages `among`, whose `contents` these are, into memory; the ledger is the caller's to tell."""
         for start, stop in zip(pages.starts.tolist(), pages.stops.tolist(), strict=True):
             at = among.rank(start) * PAGE_BYTES
@@ -81,4 +86,4 @@ def _in_order(wanted: PageSet, unwanted: PageSet) -> list[tuple[int, int, bool]]
         for pages, keep in ((wanted, True), (unwanted, False))
         for start, stop in zip(pages.starts.tolist(), pages.stops.tolist(), strict=True)
     ]
-    return sorted(runs) if unwanted else runs
+    return sorted(runs)

@@ -1,8 +1,8 @@
 """One page connection at the source: guest pages onto a wire, by a thread of its own.
 
 Threads with blocking sockets, not the loop: sendfile and sendmsg release the GIL, uvloop has no sendfile, and the loop stays free
-for faults. No copy in user space, unless the wire encrypts: a long run of pages goes by its place in the memfd, short runs as
-slices of the mapping.
+for what steers. No copy in user space, unless the wire encrypts: a long run of pages goes by its place in the memfd, short runs
+together, by their addresses in the mapping (transport/vectors.py).
 
 sendfile queues references to live pages, so what arrives may be newer than the call. Right here, and only here: such a page was
 protected before it was queued, hence is dirty again. Nothing is ever computed from these bytes but "is it zero", and a page that
@@ -18,6 +18,8 @@ import socket
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec
+
+import numpy as np
 
 from pagefire.guest_workload.linux import scheduling
 from pagefire.guest_workload.linux.memfd import Mapping
@@ -192,17 +194,15 @@ class PageStream:
         if self._connection.checksums:
             self._send_copy(pages, self._copied(pages))
             return
-        waiting: list[bytes | memoryview] = [self._connection.send(Pages(pages), pages.size_bytes)]
-        for start, count in zip(pages.starts.tolist(), pages.counts.tolist(), strict=True):
-            first, size = start * PAGE_BYTES, count * PAGE_BYTES
-            if count < self._sendfile_pages:
-                waiting.append(self._bytes[first : first + size])
-                continue
-            self._wire.send(waiting, more=True)
-            waiting = []
-            self._wire.send_range(self._memory.fd, first, self._bytes[first : first + size])
-        if waiting:
-            self._wire.send(waiting)
+        head = self._connection.send(Pages(pages), pages.size_bytes)
+        starts, stops, sent = pages.starts * PAGE_BYTES, pages.stops * PAGE_BYTES, 0
+        for run in np.flatnonzero(pages.counts >= self._sendfile_pages).tolist():
+            if head or sent < run:
+                self._wire.send_runs(head, self._bytes, starts[sent:run], stops[sent:run], more=True)
+            self._wire.send_range(self._memory.fd, int(starts[run]), self._bytes[starts[run] : stops[run]])
+            head, sent = b"", run + 1
+        if sent < len(pages):
+            self._wire.send_runs(head, self._bytes, starts[sent:], stops[sent:])
         self.sent_pages += pages.pages
         self.payload_bytes += pages.size_bytes
 

@@ -19,12 +19,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
+import threading
 from collections.abc import Iterator, Sequence
 
 from pagefire.protocol.errors import LinkLost, PagefireError, PeerRefused, RemoteProtocolError
 from pagefire.protocol.frames import Buffer
 from pagefire.protocol.transport.keys import HostKeys, refused_keys
-from pagefire.protocol.transport.wire import Wire, cut_off, write_range
+from pagefire.protocol.transport.vectors import Offsets
+from pagefire.protocol.transport.wire import Wire, cut_off, slices, write_range
 
 #: The first byte of a TLS connection, and of an alert, which may be all that a server says.
 HANDSHAKE_RECORD, ALERT_RECORD = 0x16, 0x15
@@ -74,6 +76,9 @@ class TlsWire(Wire):
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = made.wrap_bio(self._incoming, self._outgoing, server_side=server)
         self._piece = memoryview(bytearray(_PIECE_BYTES))
+        #: OpenSSL's objects are one thread's at a time, and on a fault connection one sends while another receives. Never held
+        #: while the socket is waited for.
+        self._lock = threading.Lock()
 
     async def shake_hands(self) -> None:
         """Agree with the peer on keys; raises PeerRefused by name, NotTls, LinkLost. The caller limits the time."""
@@ -115,7 +120,8 @@ class TlsWire(Wire):
         # What OpenSSL holds already comes first: only where it has nothing is the socket asked, and waited for.
         while True:
             try:
-                return self._tls.read(limit)
+                with self._lock:
+                    return self._tls.read(limit)
             except ssl.SSLWantReadError:
                 if not self._take_in():
                     return b""
@@ -127,7 +133,8 @@ class TlsWire(Wire):
     def receive_into(self, room: memoryview) -> int:
         while True:
             try:
-                return int(self._tls.read(len(room), room))  # a number where there is room, by typeshed bytes
+                with self._lock:
+                    return int(self._tls.read(len(room), room))  # a number where there is room, by typeshed bytes
             except ssl.SSLWantReadError:
                 if not self._take_in():
                     return 0
@@ -138,7 +145,7 @@ class TlsWire(Wire):
 
     def sealed(self, head: bytes, payload: Buffer) -> Iterator[Buffer]:
         yield from self._encrypted([head, payload] if payload else [head])
-        yield self._outgoing.read()
+        yield self._sealed_rest()
 
     def last_words(self) -> PagefireError | None:
         try:
@@ -157,7 +164,12 @@ class TlsWire(Wire):
         for piece in self._encrypted(buffers):
             super().send([piece])
         if not more and self._outgoing.pending:
-            super().send([self._outgoing.read()])
+            super().send([self._sealed_rest()])
+
+    def send_runs(
+        self, head: bytes, contents: memoryview, starts: Offsets, stops: Offsets, *, more: bool = False
+    ) -> None:
+        self.send([head, *slices(contents, starts, stops)], more=more)
 
     def send_range(self, fd: int, offset: int, contents: memoryview) -> None:
         self.send([contents])
@@ -170,6 +182,9 @@ class TlsWire(Wire):
                 if not count:
                     raise cut_off()
                 rest = rest[count:]
+
+    def _fill_runs(self, room: memoryview, starts: Offsets, stops: Offsets) -> None:
+        self._fill(slices(room, starts, stops))
 
     def _fill_range(self, fd: int, offset: int, size_bytes: int) -> None:
         """Decrypt, then write: cheaper than to fault fresh pages into a mapping, which zeroes them first."""
@@ -185,18 +200,24 @@ class TlsWire(Wire):
     def _take_in(self) -> bool:
         """Give OpenSSL what the socket has; False at the end of the stream. Raises BlockingIOError where the socket has nothing."""
         count = super().receive_into(self._piece)
-        self._incoming.write(self._piece[:count])
+        with self._lock:
+            self._incoming.write(self._piece[:count])
         return count > 0
+
+    def _sealed_rest(self) -> bytes:
+        with self._lock:
+            return self._outgoing.read()
 
     def _encrypted(self, buffers: Sequence[Buffer]) -> Iterator[bytes]:
         """Encrypt all of the buffers; gives whole pieces of ciphertext, and leaves the last part in `_outgoing`."""
         for run in _records(buffers):
             rest = memoryview(run)
             while rest:
-                written = self._tls.write(rest)
+                with self._lock:
+                    written = self._tls.write(rest)
                 rest = rest[written:]
                 if self._outgoing.pending >= _PIECE_BYTES:
-                    yield self._outgoing.read()
+                    yield self._sealed_rest()
 
     def _named(self, error: ssl.SSLError) -> PagefireError:
         """Say what OpenSSL found, or the peer's alert said, in words of who has to do what."""

@@ -23,6 +23,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 from pagefire.protocol.errors import LinkLost, PagefireError
 from pagefire.protocol.frames import Buffer, Check
+from pagefire.protocol.transport import vectors
+from pagefire.protocol.transport.vectors import Offsets
 
 _PIPE_BYTES = 1 << 20
 #: Linux's asm-generic/socket.h; Python's socket module does not name it. Since 4.20 it takes 64 bits, all of them set for no limit.
@@ -93,6 +95,16 @@ class Wire:
         except OSError as error:
             raise _broken(error, "a page connection") from error
 
+    def send_runs(
+        self, head: bytes, contents: memoryview, starts: Offsets, stops: Offsets, *, more: bool = False
+    ) -> None:
+        """Send `head`, and then so many runs of `contents`, byte offsets, in order; `more` as in `send`."""
+        try:
+            vectors.send(self.sock.fileno(), head, contents, starts, stops, socket.MSG_MORE if more else 0)
+        except OSError as error:
+            raise _broken(error, "a page connection") from error
+        self.sent_bytes += len(head) + int((stops - starts).sum())
+
     def send_range(self, fd: int, offset: int, contents: memoryview) -> None:
         """Send `contents`, which is what the file holds from `offset` on."""
         size_bytes = len(contents)
@@ -123,6 +135,13 @@ class Wire:
                 buffer[:] = self._take_held(len(buffer))
         elif buffers:
             self._fill(buffers)
+
+    def fill_runs(self, room: memoryview, starts: Offsets, stops: Offsets) -> None:
+        """Fill runs of `room`, byte offsets, in order."""
+        if self._held:
+            self.fill(slices(room, starts, stops))
+        elif starts.size:
+            self._fill_runs(room, starts, stops)
 
     def fill_range(self, fd: int, offset: int, size_bytes: int) -> None:
         """Write the next bytes into a file, from `offset` on."""
@@ -184,6 +203,13 @@ class Wire:
         except OSError as error:
             raise _broken(error, "a page connection") from error
 
+    def _fill_runs(self, room: memoryview, starts: Offsets, stops: Offsets) -> None:
+        try:
+            if not vectors.receive(self.sock.fileno(), room, starts, stops):
+                raise cut_off()
+        except OSError as error:
+            raise _broken(error, "a page connection") from error
+
     def _fill_range(self, fd: int, offset: int, size_bytes: int) -> None:
         if self._pipe is None:
             self._pipe = os.pipe()
@@ -204,6 +230,11 @@ class Wire:
     def _take_held(self, size_bytes: int) -> memoryview:
         taken, self._held = self._held[:size_bytes], self._held[size_bytes:]
         return taken
+
+
+def slices(buffer: memoryview, starts: Offsets, stops: Offsets) -> list[memoryview]:
+    """Give the runs of a buffer one by one."""
+    return [buffer[start:stop] for start, stop in zip(starts.tolist(), stops.tolist(), strict=True)]
 
 
 def write_range(fd: int, offset: int, contents: memoryview) -> None:
