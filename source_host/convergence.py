@@ -9,6 +9,8 @@ Hybrid: the remainder moves after the resume, so the limit bounds the time to mo
 not depend on it; and it stops as soon as a round has gained nothing, or the guest writes as fast as the link carries, because pages
 that are rewritten all the time are not worth sending early. Within the limit it goes on as long as the next round is expected to
 halve what is left and the last one did: a round costs the guest next to nothing, a page that is missing after the resume a wait.
+Down to 2 ms (`LITTLE_S`) and not 10: 2 GiB, 50,000 stores/s in 256 MiB, twelve migrations each, three times, in turn: 1,500 pages
+left instead of 2,600 to 3,700, 1 to 8 waits in all instead of 16 to 30, the last page after 11 to 14 ms instead of 19.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from pagefire.protocol.units import format_count, format_duration, format_throug
 NO_GAIN = 0.8
 #: Hybrid sends another round, though what is left is within the limit, where that leaves at most so much of it, and is more than
 #: moves in so long.
-HALF, LITTLE_S = 0.5, 0.01
+HALF, LITTLE_S = 0.5, 0.002
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,10 +42,10 @@ def limits(mode: str = "hybrid", **changes: object) -> Limits:
 
 @pytest.mark.parametrize(("mode", "then"), [("precopy", "switch"), ("hybrid", "postcopy")])
 def test_little_enough_is_left(mode: str, then: str) -> None:
-    verdict = judge([round_of(1, 262_144, 1296)], limits(mode), 1.0)
+    verdict = judge([round_of(1, 262_144, 500)], limits(mode), 1.0)
     assert (verdict.stop, verdict.then) == (True, then)
     assert verdict.reason == (
-        "Stopping pre-copy after round 1: 1,296 pages left, 4.94 ms at 1.07 GB/s, within the limit of 50 ms; dirty rate 5.31 MB/s"
+        "Stopping pre-copy after round 1: 500 pages left, 1.91 ms at 1.07 GB/s, within the limit of 50 ms; dirty rate 2.05 MB/s"
     )
 
 
@@ -63,7 +63,7 @@ def test_hybrid_goes_on_within_the_limit_while_that_halves_what_is_left() -> Non
     # It did not halve what was left; the guest writes half as fast as the link carries; what is left moves at once.
     assert judge([first, round_of(2, 8000, 4001, duration_s=0.03)], limits(), 1.03).stop
     assert judge([dataclasses.replace(first, dirty_pages_per_s=140_000.0)], limits(), 1.0).stop
-    assert judge([first, round_of(2, 8000, 2600, duration_s=0.03)], limits(), 1.03).stop
+    assert judge([first, round_of(2, 8000, 500, duration_s=0.03)], limits(), 1.03).stop
 
 
 def test_pages_count_as_contents_where_they_are_compressed() -> None:
