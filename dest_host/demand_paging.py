@@ -31,7 +31,7 @@ class DemandPaging:
         guest: GuestProcess,
         uffd: int,
         states: memfd.Mapping,
-        on_error: Callable[[BaseException], None],
+        on_error: Callable[[BaseException], object],
     ) -> None:
         """Take a descriptor and the ledger's memory; use `begin` or `adopt`."""
         self._guest = guest
@@ -45,7 +45,7 @@ class DemandPaging:
 
     @classmethod
     def begin(
-        cls, guest: GuestProcess, record: keepsake.Record, on_error: Callable[[BaseException], None]
+        cls, guest: GuestProcess, record: keepsake.Record, on_error: Callable[[BaseException], object]
     ) -> DemandPaging:
         """Have every page of a parked shell under our control. Blocks; raises FeatureMissing, GuestError, OSError."""
         total_pages, unit_pages = pages_of(guest.memory.size_bytes), guest.memory.unit_pages
@@ -64,7 +64,7 @@ class DemandPaging:
         return paging
 
     @classmethod
-    def adopt(cls, guest: GuestProcess, ledger_fd: int, on_error: Callable[[BaseException], None]) -> DemandPaging:
+    def adopt(cls, guest: GuestProcess, ledger_fd: int, on_error: Callable[[BaseException], object]) -> DemandPaging:
         """Take up what a daemon that is gone had begun, of a guest that was handed over. Blocks; raises GuestError, OSError.
 
         What vCPUs wait for is not known: the events are gone with whoever read them. `wake_all`, once the handler serves, makes
@@ -82,7 +82,8 @@ class DemandPaging:
 
     async def release(self) -> None:
         """No page is missing: the kernel serves the guest's faults by itself from now on. Raises GuestError, OSError."""
-        await in_thread(self.publisher.disarm)
+        if self.publisher.armed:
+            await in_thread(self.publisher.disarm)
 
     async def end(self) -> None:
         """After `release`: nobody needs any of this any more. What still comes is dropped. Raises GuestError, OSError."""

@@ -1,36 +1,37 @@
 """A vCPU touched a page that is not published: publish it, or fetch it.
 
-Runs on the loop, in another process than the guest (a Python thread that faulted on a missing page would wait with the GIL). Three
-cases, by the ledger: the page is here and current, then it is published with its neighbours; it is zero, then a zero page is; it is
-missing, then it is fetched once, and whoever receives it publishes it.
+Runs in a thread of its own, in another process than the guest (a Python thread that faulted on a missing page would wait with the
+GIL). Three cases, by the ledger: the page is here and current, then it is published with its neighbours; it is zero, then a zero
+page is; it is missing, then it is asked for once, and whoever receives it publishes it.
 """
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
+import os
+import select
+import threading
 import time
 from collections.abc import Callable
 
-import numpy as np
-
 from pagefire.dest_host.intake import Intake
-from pagefire.dest_host.landing import Landing
 from pagefire.dest_host.ledger import Ledger
 from pagefire.dest_host.publishing import Publisher
 from pagefire.guest_workload.linux import userfaultfd
-from pagefire.protocol.errors import PagefireError
-from pagefire.protocol.messages import Failure, Fetch, Pages, ZeroPages
-from pagefire.protocol.pages import PAGE_BYTES, PageSet
-from pagefire.protocol.transport.frame_stream import FrameStream, refusal
+from pagefire.protocol.errors import LinkLost
+from pagefire.protocol.pages import PAGE_BYTES
 
 #: Pages published together around one fault. The kernel's own fault-around takes 16; here a fault costs this process some 250 us
 #: (0.26 s for 1,038 of them, beside a push), and each further page less than one. Of 64, 256 and 512 the second had the guest back
 #: soonest, by little: 95% of its rate after 40-42, 31-37 and 25-36 ms, p50 of a fetch 1.4-1.7, 1.0-1.3 and 1.8-1.9 ms.
 PUBLISH_WINDOW_PAGES = 256
 
+#: Asks the source for pages; raises LinkLost, of which somebody else hears too.
+Ask = Callable[[list[int]], object]
+
 
 class FaultHandler:
-    """Serves the guest's faults between `start` and `stop`. Does not own the descriptor."""
+    """Serves the guest's faults between `start` and `stop`. Does not own the descriptor. `on_error` is called in its thread."""
 
     def __init__(
         self,
@@ -39,7 +40,7 @@ class FaultHandler:
         ledger: Ledger,
         intake: Intake,
         publisher: Publisher,
-        on_error: Callable[[BaseException], None],
+        on_error: Callable[[BaseException], object],
     ) -> None:
         self._uffd = uffd
         self._address = address
@@ -47,63 +48,70 @@ class FaultHandler:
         self._intake = intake
         self._publisher = publisher
         self._on_error = on_error
-        self._to_fetch: asyncio.Queue[list[int]] = asyncio.Queue()
+        self._ask: Ask | None = None
+        self._asking = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._stop_fd = -1
         #: Faults on pages that were here already.
         self.minor_faults = 0
 
     def start(self) -> None:
-        asyncio.get_running_loop().add_reader(self._uffd, self._serve)
+        self._stop_fd = os.eventfd(0, os.EFD_CLOEXEC)
+        self._thread = threading.Thread(target=self._run, name="FaultHandler", daemon=True)
+        self._thread.start()
 
     def stop(self) -> None:
-        asyncio.get_running_loop().remove_reader(self._uffd)
+        """Serve no further fault, and wait until none is being served. More than once does nothing."""
+        if self._thread is not None:
+            os.eventfd_write(self._stop_fd, 1)
+            self._thread.join()
+            os.close(self._stop_fd)
+            self._thread = None
 
-    def ask_again(self) -> None:
-        """The link is a new one, and the ledger has forgotten what was asked for: ask for all that vCPUs wait for."""
-        self._to_fetch = asyncio.Queue()
-        for page in self._intake.waited_for():
-            if wanted := self._ledger.request(page):
-                self._to_fetch.put_nowait(wanted)
+    def ask_by(self, ask: Ask | None) -> None:
+        """From now on `ask` asks the source, at once for all that vCPUs wait for; None: there is no link. Any thread.
 
-    async def fetch(self, stream: FrameStream) -> None:
-        """Ask the source for what faults need, until cancelled; raises LinkLost."""
-        while True:
-            pages = list(await self._to_fetch.get())
-            while not self._to_fetch.empty():
-                pages += self._to_fetch.get_nowait()
-            await stream.send(Fetch(PageSet.of_pages(np.array(pages))))
+        What an earlier link was asked for has to be forgotten by the ledger before.
+        """
+        with self._asking:
+            self._ask = ask
+            for page in self._intake.waited_for():
+                self._request(page)
 
-    async def receive(self, stream: FrameStream, landing: Landing) -> None:
-        """Take fetched pages until the connection ends; raises LinkLost. `landing` reads the stream's socket."""
-        while True:
-            message = (await stream.receive()).message
-            match message:
-                case Pages(pages):
-                    contents = await stream.receive_payload(pages.pages * PAGE_BYTES)
-                    self._intake.take_fetched(pages, contents, landing)
-                case ZeroPages(pages):
-                    self._intake.take_zero(pages, landing)
-                case Failure() as failure:
-                    raise refusal(failure)
+    def _run(self) -> None:
+        poll = select.poll()
+        for fd in (self._uffd, self._stop_fd):
+            poll.register(fd, select.POLLIN)
+        try:
+            while not any(fd == self._stop_fd for fd, _ in poll.poll()):
+                self._serve()
+        except BaseException as error:  # the migration decides what it means
+            self._on_error(error)
 
     def _serve(self) -> None:
         now = time.monotonic_ns()
-        try:
-            for address in userfaultfd.read_faults(self._uffd)["address"].tolist():
-                self._resolve((address - self._address) // PAGE_BYTES, now)
-        except (OSError, PagefireError) as error:
-            self.stop()
-            self._on_error(error)
+        for address in userfaultfd.read_faults(self._uffd)["address"].tolist():
+            self._resolve((address - self._address) // PAGE_BYTES, now)
 
     def _resolve(self, page: int, now: int) -> None:
         if self._publish(page, PUBLISH_WINDOW_PAGES):
             self.minor_faults += 1
             return
         self._intake.note_wait(page, now)
-        if wanted := self._ledger.request(page):
-            self._to_fetch.put_nowait(wanted)
-        else:
+        with self._asking:
+            asked = self._request(page)
+        if not asked:
             # It may have arrived between the two looks: whoever published it may not have seen that somebody waits for it.
             self._publish(page, 1)
+
+    def _request(self, page: int) -> bool:
+        """Ask for a page and what goes with it; False where there is no link, or it was asked for, or has come."""
+        if self._ask is None or not (wanted := self._ledger.request(page)):
+            return False
+        # Of a link that is lost the receiving thread hears as well, and the next one is asked again.
+        with contextlib.suppress(LinkLost):
+            self._ask(wanted)
+        return True
 
     def _publish(self, page: int, window_pages: int) -> bool:
         """Publish a page that is here, with its neighbours in the window; False when it is not here."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 
 from pagefire.dest_host.demand_paging import DemandPaging
+from pagefire.dest_host.fault_connection import FaultConnection
 from pagefire.dest_host.landing import Landing
 from pagefire.dest_host.page_receiver import PageReceiver
 from pagefire.guest_workload.linux.memfd import Mapping
@@ -28,7 +29,8 @@ class Link:
         self._alive: asyncio.Task[None] | None = None
         self._receivers: list[PageReceiver] = []
         self._streams = 0
-        self._faults: asyncio.Future[FrameStream] = asyncio.get_running_loop().create_future()
+        self._faults: FaultConnection | None = None
+        self._joined = asyncio.Event()
         self._broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._round_ends: dict[int, int] = {}
         self._to_acknowledge: asyncio.Queue[int] = asyncio.Queue()
@@ -45,14 +47,23 @@ class Link:
         """A further connection of this session has been greeted; takes the stream over. Raises RemoteProtocolError."""
         if not self._streams:
             raise RemoteProtocolError("the session takes no further connections now")
+        loop = asyncio.get_running_loop()
+
+        def ended(error: BaseException) -> None:
+            loop.call_soon_threadsafe(self.break_off, error)
+
         if role is Role.FAULT:
-            if self._faults.done():
+            if self._faults is not None:
                 raise RemoteProtocolError("a second fault connection")
-            self._faults.set_result(stream)
+            wire = stream.detach()
+            landing = Landing(wire, self._memory, self._paging.ledger)
+            self._faults = FaultConnection(wire, stream.connection, landing, self._paging.intake, ended)
+            self._faults.start()
+            self._paging.faults.ask_by(self._faults.ask)
+            self._joined.set()
             return
         if len(self._receivers) >= self._streams:
             raise RemoteProtocolError("more page connections than were agreed on", f"{self._streams} agreed")
-        loop = asyncio.get_running_loop()
         wire = stream.detach()
         receiver = PageReceiver(
             wire,
@@ -60,18 +71,18 @@ class Link:
             Landing(wire, self._memory, self._paging.ledger),
             self._paging.intake,
             on_round_end=lambda number: loop.call_soon_threadsafe(self._round_ended, number),
-            on_end=lambda error: loop.call_soon_threadsafe(self.break_off, error),
+            on_end=ended,
         )
         self._receivers.append(receiver)
         receiver.start()
 
     @property
     def has_fault_connection(self) -> bool:
-        return self._faults.done()
+        return self._faults is not None
 
-    async def faults(self) -> FrameStream:
+    async def can_fetch(self) -> None:
         """Wait for the fault connection to join."""
-        return await asyncio.shield(self._faults)
+        await self._joined.wait()
 
     # -- rounds --------------------------------------------------------------------------------------------------------------
 
@@ -116,13 +127,17 @@ class Link:
         raise RemoteProtocolError(f"{type(arrival.message).__name__} came where nothing was due")
 
     def close(self) -> None:
-        """Close every connection and wait for the threads of the page connections; more than once does nothing."""
+        """Close every connection and wait for the threads of the others than control; more than once does nothing."""
         self._streams = 0
         if self._alive is not None:
             self._alive.cancel()
         self.control.close()
-        if self._faults.done():
-            self._faults.result().close()
-        # Each once: its pipes are closed with it, and the numbers may be somebody else's by the next call.
+        # Each once: its descriptors are closed with it, and the numbers may be somebody else's by the next call.
+        if self._faults is not None:
+            # Closed when nobody can ask on it any more; shut down first, since who asks may be held up by it.
+            self._faults.shut_down()
+            self._paging.faults.ask_by(None)
+            self._faults.abort()
+            self._faults = None
         while self._receivers:
             self._receivers.pop().abort()

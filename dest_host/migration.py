@@ -86,6 +86,7 @@ class IncomingMigration:
         self._postcopy: Postcopy | None = None
         self._cpu_before_s = cpu_seconds()
         self._loop = asyncio.get_running_loop()
+        self._break_in_thread = lambda error: self._loop.call_soon_threadsafe(self._break, error)
 
     @classmethod
     def asked_for(cls, control: FrameStream, hello: Hello, house: House) -> IncomingMigration:
@@ -106,7 +107,7 @@ class IncomingMigration:
         session, offer = Session.of_record(record)
         migration = cls(session, offer.name, house)
         migration.guest, migration._offer = guest, offer
-        migration._paging = await in_thread(DemandPaging.adopt, guest, ledger_fd, migration._break)
+        migration._paging = await in_thread(DemandPaging.adopt, guest, ledger_fd, migration._break_in_thread)
         return migration
 
     @property
@@ -256,7 +257,7 @@ class IncomingMigration:
         def start() -> GuestProcess:
             # Noted in the thread: a cancellation meanwhile waits for the thread's end, and `_fail` has to find what it started.
             self.guest = GuestProcess.spawn(path, config)
-            self._paging = DemandPaging.begin(self.guest, self.session.record(offer), self._break)
+            self._paging = DemandPaging.begin(self.guest, self.session.record(offer), self._break_in_thread)
             return self.guest
 
         try:

@@ -6,7 +6,6 @@ those that come as they are: the wire gives them to whoever fills pages from it.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from functools import partial
 
@@ -15,14 +14,16 @@ from pagefire.dest_host.landing import Landing
 from pagefire.guest_workload.linux import scheduling
 from pagefire.protocol.codecs import new_codec
 from pagefire.protocol.connection import Arrival, Connection
-from pagefire.protocol.errors import LinkLost
 from pagefire.protocol.messages import CompressedPages, Failure, Pages, RoundEnd, ZeroPages
 from pagefire.protocol.transport.frame_stream import refusal
+from pagefire.protocol.transport.frame_thread import FrameThread
 from pagefire.protocol.transport.wire import Wire
 
 
-class PageReceiver:
+class PageReceiver(FrameThread):
     """Receives until the connection ends. Calls, in its thread, `on_round_end(round)` and at the end `on_end(error)`."""
+
+    WHAT = "a page connection"
 
     def __init__(
         self,
@@ -33,31 +34,14 @@ class PageReceiver:
         on_round_end: Callable[[int], object],
         on_end: Callable[[BaseException], object],
     ) -> None:
-        self._wire = wire
-        self._connection = connection
+        super().__init__(wire, connection, on_end)
         self._landing = landing
         self._intake = intake
         self._on_round_end = on_round_end
-        self._on_end = on_end
         self._codecs = {name: new_codec(name) for name in connection.codecs}
-        self._thread = threading.Thread(target=self._run, name="page-receiver", daemon=True)
 
-    def start(self) -> None:
-        self._thread.start()
-
-    def abort(self) -> None:
-        """End the connection under the thread, wait until it has noticed, and close it then."""
-        self._wire.shut_down()
-        self._thread.join()
-        self._wire.close()
-
-    def _run(self) -> None:
+    def _begin(self) -> None:
         scheduling.set_slice(scheduling.BULK_SLICE_NS)
-        try:
-            while True:
-                self._take(self._next())
-        except BaseException as error:  # the thread's only exit: the migration decides what it means
-            self._on_end(error)
 
     def _take(self, arrival: Arrival) -> None:
         match arrival.message:
@@ -75,12 +59,3 @@ class PageReceiver:
                 self._on_round_end(number)
             case Failure() as failure:
                 raise refusal(failure)
-
-    def _next(self) -> Arrival:
-        while True:
-            received = self._wire.receive(self._connection.wanted)
-            if not received:
-                raise LinkLost("the source closed a page connection")
-            arrival = self._connection.receive(received)
-            if arrival is not None:
-                return arrival

@@ -18,7 +18,6 @@ from pagefire.dest_host.demand_paging import DemandPaging
 from pagefire.dest_host.house import House
 from pagefire.dest_host.intake import percentiles_us
 from pagefire.dest_host.journal import LastWord
-from pagefire.dest_host.landing import Landing
 from pagefire.dest_host.link import Link
 from pagefire.dest_host.session import Session
 from pagefire.guest_workload.guest_process import GuestProcess
@@ -194,22 +193,14 @@ class Postcopy:
             Taken(missing.pages, self._taking.handover_received_ns, self._taking.resumed_ns), bitmap
         )
         self.recoveries += 1
-        self._paging.faults.ask_again()
         self._note("recovered", remaining_pages=missing.pages)
         log.info("guest=%s status=postcopy-recover missing_pages=%d", self._offer.name, missing.pages)
 
     async def _take_pages(self, link: Link) -> None:
-        """Serve faults and take pushed pages until none is missing; raises LinkLost."""
-        stream = await beside(link.faults(), link.watch(), link.only_silence())
+        """Let pages come, pushed and fetched, until none is missing; raises LinkLost."""
+        await beside(link.can_fetch(), link.watch(), link.only_silence())
         self.status, self.error = Status.POSTCOPY_ACTIVE, None
-        landing = Landing(stream.wire, self._guest.memory, self._paging.ledger)
-        await beside(
-            self._completion(),
-            self._paging.faults.fetch(stream),
-            self._paging.faults.receive(stream, landing),
-            link.watch(),
-            link.only_silence(),
-        )
+        await beside(self._completion(), link.watch(), link.only_silence())
 
     async def _pause(self, lost: BaseException) -> None:
         """The link is gone: keep everything, serve what is here, wait for the source."""

@@ -28,6 +28,8 @@ class Publisher:
         self._unit_bytes = unit_pages * PAGE_BYTES
         self._address = address
         self._memory_bytes = memory_bytes
+        #: Whether the guest may have to wait for pages: until `disarm` has succeeded once.
+        self.armed = True
 
     def arm(self) -> None:
         """From now on the guest waits for every page it touches until that page is published."""
@@ -45,6 +47,7 @@ class Publisher:
         # between the two, and nobody would ever answer it (seen once in some 20 memories under load, Linux 6.18). Ending the
         # registration waits for such faults, so after it one more wake finds them all.
         userfaultfd.wake(self._uffd, self._address, self._memory_bytes)
+        self.armed = False
 
     def publish(self, start: int, stop: int) -> None:
         """Map the pages start <= page < stop, whole units which the file holds, and wake whoever waits for them."""

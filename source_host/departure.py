@@ -135,6 +135,7 @@ class Departure:
         self.link = link
         try:
             await self._points.reached("relinquished")
+            link.faults.serve(self._remaining, self._at_point("serving"))
             await link.control.send(Handover())
             await self._points.reached("handed-over")
             message = (await link.control.receive()).message
@@ -158,8 +159,10 @@ class Departure:
                     return await self._resident(link)
                 return await beside(
                     # The push has its end too: all pages may be there while a stream still sends what faults have brought.
-                    together(self._resident(link), postcopy.push(remaining, link.streams_at_work, self._pushing())),
-                    postcopy.serve_faults(remaining, link.faults, self._guest.memory, self._serving),
+                    together(
+                        self._resident(link), postcopy.push(remaining, link.streams_at_work, self._at_point("pushing"))
+                    ),
+                    link.faults.ended(),
                 )
             except (*LINK_ERRORS, PeerRefused) as lost:
                 # A connection that was welcomed is refused where the destination has lost the others meanwhile.
@@ -267,8 +270,11 @@ class Departure:
             if missing.pages != taken.remaining_pages:
                 raise RemoteProtocolError("the bitmap holds another number of pages than announced", f"{missing.pages}")
             assert self._ownership.on(Event.TAKEN) is Act.MOVE
+            self._remaining = postcopy.Remaining(missing, self._swapped & missing, self.options.prefetch_pages)
             await link.take_up()
-        self._remaining = postcopy.Remaining(missing, self._swapped & missing, self.options.prefetch_pages)
+            link.faults.serve(self._remaining, self._at_point("serving"))
+        else:
+            self._remaining = postcopy.Remaining(missing)
         return taken
 
     async def _believe(self, last_word: Fenced | Perished, link: Link) -> None:
@@ -299,12 +305,10 @@ class Departure:
                 await self._believe(message, link)
         raise RemoteProtocolError("Resident expected", f"{type(message).__name__} came")
 
-    def _pushing(self) -> Callable[[], None]:
+    def _at_point(self, name: str) -> Callable[[], None]:
+        """Make what passes a point in a thread."""
         loop = asyncio.get_running_loop()
-        return lambda: self._points.reached_in_thread("pushing", loop)
-
-    async def _serving(self) -> None:
-        await self._points.reached("serving")
+        return lambda: self._points.reached_in_thread(name, loop)
 
     def _pause(self, lost: BaseException) -> None:
         """The link is gone, or could not be made: keep memory and state."""

@@ -44,6 +44,7 @@ from pagefire.protocol.transport.frame_stream import FrameStream, connect, descr
 from pagefire.protocol.transport.security import CallerSecurity
 from pagefire.protocol.transport.software import software_name
 from pagefire.protocol.transport.tasks import together, uninterrupted
+from pagefire.source_host.fault_stream import FaultStream
 from pagefire.source_host.options import MigrationOptions
 from pagefire.source_host.outstanding import Outstanding
 from pagefire.source_host.page_stream import PageStream, striped
@@ -92,7 +93,6 @@ class Link:
     """The connections to one destination. `open` fills it in; `abort` and `close` may be called at any time after it was made."""
 
     control: FrameStream
-    faults: FrameStream
     clock: Clock
 
     def __init__(self, options: MigrationOptions, config: GuestConfig, memory: Mapping) -> None:
@@ -102,6 +102,7 @@ class Link:
         #: What maps the guest's memory at the destination.
         self.backing = options.backing or config.backing
         self._plain: list[FrameStream] = []
+        self._faults: FaultStream | None = None
         self._alive: asyncio.Task[None] | None = None
         self.streams: list[PageStream] = []
         self._connections = options.streams or AUTO_STREAMS
@@ -176,8 +177,16 @@ class Link:
             self._plain.remove(stream)
             self.streams.append(PageStream(stream.detach(), stream.connection, self._memory, self._options.compress))
         self.pace(self._options.max_bandwidth_Bps)
-        self.faults = await self._connect(Role.FAULT)
-        await self._greet(self.faults, Role.FAULT)
+        stream = await self._connect(Role.FAULT)
+        await self._greet(stream, Role.FAULT)
+        self._plain.remove(stream)
+        self._faults = FaultStream(stream.detach(), stream.connection, self._memory)
+
+    @property
+    def faults(self) -> FaultStream:
+        """The fault connection of a link whose streams are open."""
+        assert self._faults is not None
+        return self._faults
 
     def _mind_silence(self, welcome: Welcome) -> None:
         """From now on a peer that says nothing for too long is lost, and so are we to it."""
@@ -310,10 +319,11 @@ class Link:
     @property
     def sent_bytes(self) -> int:
         """Everything that was sent, on all connections."""
-        return self.sent_totals().wire_bytes + sum(stream.sent_bytes for stream in self._plain)
+        faults_bytes = self._faults.sent_bytes if self._faults is not None else 0
+        return self.sent_totals().wire_bytes + faults_bytes + sum(stream.sent_bytes for stream in self._plain)
 
     async def abort(self, error: BaseException, outcome: str) -> None:
-        """End it in the middle: tell the peer why if that takes no time to speak of, and wait for the page threads."""
+        """End it in the middle: tell the peer why if that takes no time to speak of, and wait for the threads."""
         if self._plain and self._plain[0].connection.phase is not Phase.OVER:
             with contextlib.suppress(PagefireError, TimeoutError):
                 async with asyncio.timeout(_LAST_WORDS_S):
@@ -321,12 +331,15 @@ class Link:
         await self.close()
 
     async def close(self) -> None:
-        """Close every connection and wait for the page threads; more than once does nothing."""
+        """Close every connection and wait for the threads; more than once does nothing."""
         if self._alive is not None:
             self._alive.cancel()
         for plain in self._plain:
             plain.close()
-        await uninterrupted(asyncio.gather(*(stream.abort() for stream in self.streams)))
+        threads = [stream.abort() for stream in self.streams]
+        if self._faults is not None:
+            threads.append(self._faults.close())
+        await uninterrupted(asyncio.gather(*threads))
 
     def pace(self, bytes_per_s: float | None) -> None:
         """Let all page connections together send so fast at most; None: as fast as they can. Each has an equal share of it.
@@ -347,15 +360,14 @@ class Link:
         """No page is needed any more: close all but the control connection."""
         for stream in self.streams:
             stream.close()
-        for plain in self._plain:
-            if plain is not self.control:
-                plain.close()
+        if self._faults is not None:
+            self._faults.abort()
 
     def sockets(self) -> list[tuple[str, socket.socket]]:
         """Give each connection's role and socket."""
         streams = [("pages", stream.sock) for stream in self.streams]
-        control, *faults = self._plain
-        return [("control", control.sock), *streams, *(("fault", fault.sock) for fault in faults)]
+        faults = [("fault", self._faults.sock)] if self._faults is not None else []
+        return [("control", self.control.sock), *streams, *faults]
 
     async def _connect(self, role: Role) -> FrameStream:
         options = self._options

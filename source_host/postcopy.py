@@ -30,15 +30,12 @@ import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 import numpy as np
 
-from pagefire.guest_workload.linux.memfd import Mapping
 from pagefire.guest_workload.linux.sparse import sparse_zeros
-from pagefire.protocol.messages import Fetch, Pages, ZeroPages
-from pagefire.protocol.pages import PAGE_BYTES, PageSet
-from pagefire.protocol.transport.frame_stream import FrameStream
+from pagefire.protocol.pages import PageSet
 from pagefire.protocol.transport.tasks import together
 from pagefire.source_host.batch_size import BatchSize
 from pagefire.source_host.page_stream import PageStream
@@ -79,6 +76,8 @@ class Remaining:
         """Remove what is `wanted` and still in the set; gives the pages of `wanted` that ever were in it, to be sent."""
         self.last_fetch_s = time.monotonic()
         ours: list[int]
+        if wanted.pages == 1:
+            return self._fetch_one(int(wanted.starts[0]))
         if wanted.pages > _FEW_PAGES:
             ours = (wanted & self._pages).page_numbers().tolist()
         else:
@@ -88,6 +87,18 @@ class Remaining:
             if self._prefetch_pages and ours:
                 self._faulted.append(ours[0])
         return ours
+
+    def _fetch_one(self, page: int) -> list[int]:
+        """Do what `fetch` does for the page that a vCPU waits for, in a sixth of the time."""
+        if page not in self._pages:
+            return []
+        with self._lock:
+            if not self._taken[page - self._first]:
+                self._taken[page - self._first] = True
+                self.count -= 1
+            if self._prefetch_pages:
+                self._faulted.append(page)
+        return [page]
 
     def take_next(self, most_pages: int) -> PageSet:
         """Remove the next pages to push, so many at most; empty when nothing is left."""
@@ -137,38 +148,3 @@ async def push(remaining: Remaining, streams: list[PageStream], after_batch: Cal
 
     first, *others = (stream.push(drive) for stream in streams)
     await together(first, *others)
-
-
-async def _at_once() -> None:
-    pass
-
-
-async def serve_faults(
-    remaining: Remaining,
-    faults: FrameStream,
-    memory: Mapping,
-    before_answer: Callable[[], Awaitable[None]] = _at_once,
-) -> None:
-    """Answer demand fetches until cancelled; raises LinkLost when the connection ends."""
-    contents = memory.array.data
-    words = memory.array.view(np.uint64).reshape(-1, PAGE_BYTES // 8)
-    while True:
-        request = await faults.expect(Fetch)
-        await before_answer()
-        for start, stop in runs_of(remaining.fetch(request.pages)):
-            run = PageSet.span(start, stop)
-            if words[start:stop].any():
-                await faults.send(Pages(run), contents[start * PAGE_BYTES : stop * PAGE_BYTES])
-            else:
-                await faults.send(ZeroPages(run))
-
-
-def runs_of(pages: list[int]) -> list[tuple[int, int]]:
-    """Put ascending pages that lie together into one answer, [start, stop): all of a 2 MiB page that a vCPU waits for."""
-    runs: list[tuple[int, int]] = []
-    for page in pages:
-        if runs and runs[-1][1] == page:
-            runs[-1] = runs[-1][0], page + 1
-        else:
-            runs.append((page, page + 1))
-    return runs

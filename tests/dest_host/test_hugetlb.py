@@ -70,7 +70,7 @@ async def test_a_file_on_hugetlb_has_no_holes(served: Served) -> None:
 
 async def test_what_is_here_is_shown_without_a_fetch(served: Served, user: MemoryUser) -> None:
     assert await load(user, [0, 511]) == [[1], [1]]
-    assert served.handler.minor_faults == 1
+    await eventually(lambda: served.handler.minor_faults == 1)
     assert not served.fetched
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from pagefire.dest_host.fault_connection import FaultConnection
 from pagefire.dest_host.fault_handler import FaultHandler
 from pagefire.dest_host.landing import Landing
 from pagefire.dest_host.publishing import Publisher
@@ -24,12 +25,13 @@ from pagefire.guest_workload.linux import userfaultfd
 from pagefire.protocol.pages import PAGE_BYTES, PageSet
 from pagefire.protocol.transport.tasks import beside
 from pagefire.source_host import postcopy
+from pagefire.source_host.fault_stream import FaultStream
 from pagefire.source_host.page_stream import PageStream
 from tests.conftest import MemoryMaker
 from tests.support.kernel import need_userfaultfd
 from tests.support.memory import contents
 from tests.support.memory_user import MemoryUser
-from tests.support.page_link import PageLink, fault_streams
+from tests.support.page_link import PageLink, fault_ends
 
 pytestmark = pytest.mark.kernel
 
@@ -124,23 +126,23 @@ class Resumed:
                 self._user.ask, "stress", [self._stamps.fd, self._stored.fd],
                 kind="Readers", threads=THREADS, seed=self._seed * THREADS,
             )  # fmt: skip
-            ours, theirs = fault_streams()
-            landing = Landing(theirs.wire, self.there, link.ledger)
+            ours, (wire, connection) = fault_ends(checksum=self._seed % 2 == 1)
+            landing = Landing(wire, self.there, link.ledger)
             remaining = postcopy.Remaining(missing)
+            source = FaultStream(*ours, self.here)
+            fetched = FaultConnection(wire, connection, landing, link.intake, on_end=lambda error: None)
+            fetched.start()
+            handler.ask_by(fetched.ask)
+            await asyncio.sleep(0.005)
+            source.serve(remaining)
             async with asyncio.timeout(PATIENCE_S):
-                await beside(
-                    complete.wait(),
-                    self._push_after_a_while(remaining, link),
-                    postcopy.serve_faults(remaining, ours, self.here),
-                    handler.fetch(theirs),
-                    handler.receive(theirs, landing),
-                )
+                await beside(complete.wait(), self._push_after_a_while(remaining, link), source.ended())
             self._publisher.disarm()
             handler.stop()
             await asyncio.sleep(0.01)
             await asyncio.to_thread(self._user.ask, "tell_stress", what="stop")
-            for stream in (ours, theirs):
-                stream.close()
+            await source.close()
+            fetched.abort()
             assert not broken.is_set()
             assert not link.ends
             self._judge(handler, link)

@@ -14,12 +14,14 @@ from hypothesis import strategies as st
 from pagefire.protocol.errors import LinkLost
 from pagefire.protocol.messages import Fetch, Pages, ZeroPages
 from pagefire.protocol.pages import PAGE_BYTES, PageSet
+from pagefire.protocol.transport.frame_stream import FrameStream
 from pagefire.protocol.transport.tasks import beside
 from pagefire.source_host import postcopy
+from pagefire.source_host.fault_stream import FaultStream
 from pagefire.source_host.postcopy import Remaining
 from tests.conftest import MemoryMaker
 from tests.support.memory import contents
-from tests.support.page_link import PageLink, fault_streams
+from tests.support.page_link import PageLink, fault_ends
 from tests.support.waiting import eventually
 
 NONE = PageSet.empty()
@@ -152,7 +154,8 @@ async def test_every_fetch_is_answered_and_every_page_moves(make_memory: MemoryM
     zero = named.page_numbers()[::7]
     words[zero] = 0
     remaining = Remaining(named)
-    ours, theirs = fault_streams()
+    ours, theirs = fault_ends()
+    source, theirs = FaultStream(*ours, here), FrameStream(*theirs)
     fetched: list[int] = []
     # Some before the push has begun, some when it has taken them already, and one that nobody named.
     asked = named.page_numbers()[::5].tolist()
@@ -183,13 +186,14 @@ async def test_every_fetch_is_answered_and_every_page_moves(make_memory: MemoryM
     async with PageLink(here, there, streams=2) as link:
         receiving = asyncio.create_task(receive())
         async with asyncio.timeout(30):
-            await beside(fetch(), postcopy.push(remaining, link.streams), postcopy.serve_faults(remaining, ours, here))
+            source.serve(remaining)
+            await beside(fetch(), postcopy.push(remaining, link.streams), source.ended())
             await link.send_round(NONE)
         receiving.cancel()
         pushed_pages = sum(stream.sent_pages for stream in link.streams)
         assert fetched == [*asked, asked[0]]
         assert named.pages - len(asked) <= pushed_pages <= named.pages
-    ours.close()
+    await source.close()
     theirs.close()
     assert np.array_equal(contents(here), contents(there))
 
@@ -207,8 +211,39 @@ async def test_a_push_tells_that_its_link_is_lost(make_memory: MemoryMaker, lost
 
 
 async def test_a_lost_fault_connection_ends_the_server(make_memory: MemoryMaker) -> None:
-    ours, theirs = fault_streams()
+    ours, (theirs, _) = fault_ends()
+    source = FaultStream(*ours, make_memory(8))
+    source.serve(Remaining(PageSet.span(0, 3)))
     theirs.close()
-    with pytest.raises(LinkLost):
-        await postcopy.serve_faults(Remaining(PageSet.span(0, 3)), ours, make_memory(8))
-    ours.close()
+    with pytest.raises(LinkLost, match="the peer closed the fault connection"):
+        await source.ended()
+    await source.close()
+    await source.close()
+
+
+async def test_what_is_fetched_too_early_is_answered_when_the_guest_is_the_destinations(
+    make_memory: MemoryMaker,
+) -> None:
+    memory = make_memory(8)
+    memory.array[:] = 1
+    ours, theirs = fault_ends()
+    source, stream = FaultStream(*ours, memory), FrameStream(*theirs)
+    await stream.send(Fetch(PageSet.span(2, 3)))
+    await asyncio.sleep(0.02)
+    passed: list[str] = []
+    source.serve(Remaining(PageSet.span(0, 3)), lambda: passed.append("serving"))
+    assert isinstance(await stream.expect(Pages, 10), Pages)
+    assert passed == ["serving"]
+    await source.close()
+    stream.close()
+
+
+async def test_a_server_that_was_never_let_serve_can_be_closed(make_memory: MemoryMaker) -> None:
+    ours, theirs = fault_ends()
+    source, stream = FaultStream(*ours, make_memory(8)), FrameStream(*theirs)
+    await stream.send(Fetch(PageSet.span(2, 3)))
+    await asyncio.sleep(0.02)
+    await source.close()
+    with pytest.raises(LinkLost, match="closed here"):
+        await source.ended()
+    stream.close()

@@ -18,7 +18,7 @@ from pagefire.protocol.messages import Hello, Welcome
 from pagefire.protocol.negotiation import source_capabilities
 from pagefire.protocol.pages import PageSet
 from pagefire.protocol.state import Role, Side
-from pagefire.protocol.transport.frame_stream import FrameStream
+from pagefire.protocol.transport.wire import Wire
 from pagefire.source_host.page_stream import PageStream, striped
 from pagefire.source_host.sent_digests import SentDigests
 from tests.support.secured import KeyRing, wire_pair
@@ -40,11 +40,13 @@ def greeted(role: Role, *, checksum: bool = False, codecs: Iterable[str] = ()) -
     return source, destination
 
 
-def fault_streams() -> tuple[FrameStream, FrameStream]:
-    """Give the source's and the destination's end of a fault connection."""
-    source, destination = greeted(Role.FAULT)
-    one, other = wire_pair()
-    return FrameStream(one, source), FrameStream(other, destination)
+def fault_ends(
+    ring: KeyRing | None = None, *, checksum: bool = False
+) -> tuple[tuple[Wire, Connection], tuple[Wire, Connection]]:
+    """Give the source's and the destination's end of a fault connection, blocking."""
+    source, destination = greeted(Role.FAULT, checksum=checksum)
+    one, other = wire_pair(ring)
+    return (one, source), (other, destination)
 
 
 class PageLink:

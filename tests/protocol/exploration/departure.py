@@ -94,7 +94,7 @@ class DepartureScript(Script):
             yield Step(f"source: pushes page {page}", source._replace(unsent=source.unsent & ~(1 << page)), sent)
 
     def serve_fault(self, source: Source, links: Links) -> Step:
-        # postcopy.serve_faults: answered even where the push has taken the page
+        # FaultStream: answered even where the push has taken the page
         message, _, links = self.take(links, source.slot, "fetches", Role.FAULT)
         assert isinstance(message, m.Fetch)
         wanted = mask_of(message.pages)
