@@ -35,11 +35,9 @@ _LOOK: pagemap.Masks = {
 }  # fmt: skip
 _PROTECT: pagemap.Masks = {**_LOOK, "flags": pagemap.PROTECT}
 #: Memory that is worth a thread in the last scan, and how many there are at most. 2 GiB on two CPUs: 1.28 and 1.36 ms with two
-#: threads, 1.48 and 1.93 with one (medians of 16 migrations each, in turn).
+#: threads, 1.48 and 1.93 with one (medians of 16 migrations each, in turn). A half each: in shares of 256 MiB that either takes one
+#: by one, which is quicker alone, 8 GiB took 5.7 and 5.9 ms in a migration instead of 3.4 and 4.5: each share is a hand-off of the GIL.
 _THREAD_BYTES, _MOST_THREADS = 1 << 29, 8
-#: What one of them takes at a time: 0.2 ms' worth. Of two halves of 8 GiB the one with the working set took 3.3 ms, the other 1.6;
-#: of 2 GiB a thread that came late made it 1.7 instead of 1.2.
-_SHARE_BYTES = 1 << 28
 
 
 class PagemapTracker:
@@ -116,8 +114,8 @@ class PagemapTracker:
         # The guest stands still, and so its CPUs are free.
         granules, written = self._known.granules, PageSet.empty()
         if granules:
-            share_bytes = min(_SHARE_BYTES, -(-granules.size_bytes // self._team.members))
-            written = self._pages(self._team.scan_ranges(shares(*self._addresses(granules), share_bytes), **_LOOK))
+            shares = granules.batches(-(-granules.pages // self._team.members))
+            written = self._pages(self._team.scan_ranges([self._addresses(share) for share in shares], **_LOOK))
         return self._known.classified(written | self._known.appeared())
 
     def remove(self) -> None:
@@ -145,24 +143,6 @@ class PagemapTracker:
     def _pages(self, regions: pagemap.Regions) -> PageSet:
         pages = ((regions[:, :2] - np.uint64(self._address)) // np.uint64(PAGE_BYTES)).astype(np.int64)
         return PageSet.of_runs(pages[:, 0], pages[:, 1])
-
-
-def shares(starts: list[int], stops: list[int], share_bytes: int) -> list[tuple[list[int], list[int]]]:
-    """Divide ranges of addresses into shares of so many bytes, each again (starts, stops); the last one may be smaller."""
-    divided: list[tuple[list[int], list[int]]] = []
-    room = 0
-    for start, stop in zip(starts, stops, strict=True):
-        at = start
-        while at < stop:
-            if not room:
-                divided.append(([], []))
-                room = share_bytes
-            end = min(stop, at + room)
-            divided[-1][0].append(at)
-            divided[-1][1].append(end)
-            room -= end - at
-            at = end
-    return divided
 
 
 def team_size(memory_bytes: int) -> int:

@@ -11,7 +11,6 @@ import enum
 import os
 import struct
 import time
-from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TypedDict, Unpack
@@ -147,28 +146,12 @@ class ScanTeam:
         wait([self._threads.submit(time.sleep, 0.001) for _ in range(members - 1)])
 
     def scan_ranges(self, parts: Sequence[tuple[Sequence[int], Sequence[int]]], **masks: Unpack[Masks]) -> Regions:
-        """Scan as `Scanner.scan_ranges` does, part (starts, ends) by part: whoever has done with one takes the next.
-
-        So one part may take twice as long as another, and a thread may come late.
-        """
-        left, found = deque(enumerate(parts)), dict[int, Regions]()
-
-        def work(scanner: Scanner) -> None:
-            while True:
-                try:
-                    index, part = left.popleft()
-                except IndexError:
-                    return
-                found[index] = scanner.scan_ranges(*part, **masks)
-
-        scanner, *others = self._scanners
-        under_way = [self._threads.submit(work, other) for other, _ in zip(others, parts[1:], strict=False)]
-        work(scanner)
-        for one in under_way:
-            # One that has not begun has nothing left to do.
-            if not one.cancel():
-                one.result()
-        return np.concatenate([found[index] for index in range(len(parts))])
+        """Scan as `Scanner.scan_ranges` does, each part (starts, ends) by another thread; a part for each member at most."""
+        first, *others = zip(self._scanners, parts, strict=False)
+        under_way = [self._threads.submit(one.scan_ranges, *part, **masks) for one, part in others]
+        scanner, part = first
+        regions = scanner.scan_ranges(*part, **masks)
+        return np.concatenate([regions, *(one.result() for one in under_way)]) if under_way else regions
 
     def close(self) -> None:
         """End the threads; more than once does nothing."""

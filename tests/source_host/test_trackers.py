@@ -8,15 +8,13 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from pagefire.guest_workload.linux import memfd, userfaultfd
 from pagefire.protocol.errors import FeatureMissing
-from pagefire.protocol.pages import GRANULE_PAGES, PAGE_BYTES, PageSet
-from pagefire.source_host import pagemap_tracker, tracker_choice, tracking
+from pagefire.protocol.pages import GRANULE_PAGES, PageSet
+from pagefire.source_host import tracker_choice, tracking
 from pagefire.source_host.page_fire_tracker import PageFireTracker
-from pagefire.source_host.pagemap_tracker import PagemapTracker, shares
+from pagefire.source_host.pagemap_tracker import PagemapTracker
 from pagefire.source_host.tracker_choice import choose_tracker
 from pagefire.source_host.tracking import Collected, DirtyTracker
 from tests.conftest import MemoryMaker
@@ -193,20 +191,6 @@ def test_the_last_collection_gives_the_same_and_protects_nothing(
     assert 5 in last.holes
 
 
-def test_a_last_collection_in_many_shares_gives_the_same(
-    make_memory: MemoryMaker, make_tracker: TrackerMaker, user: MemoryUser, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(pagemap_tracker, "_SHARE_BYTES", 3 * PAGE_BYTES)
-    monkeypatch.setattr(pagemap_tracker, "team_size", lambda memory_bytes: 3)
-    tracker = make_tracker(make_memory(PAGES))
-    user.store(range(PAGES), 1)
-    install_at_once(tracker)
-    for stored in (range(0, PAGES, 7), range(100, 900)):
-        user.store(stored, 2)
-    everything = set(range(0, PAGES, 7)) | set(range(100, 900))
-    assert tracker.collect_last().written == PageSet.of_pages(sorted(everything))
-
-
 def test_a_zap_alone_writes_nothing(make_memory: MemoryMaker, make_tracker: TrackerMaker, user: MemoryUser) -> None:
     tracker = make_tracker(make_memory(PAGES))
     user.store(range(64), 1)
@@ -380,20 +364,3 @@ def test_a_kernel_without_userfaultfd_is_refused_by_name(monkeypatch: pytest.Mon
     monkeypatch.setattr(userfaultfd, "supported_features", lambda: userfaultfd.Feature.MISSING_SHMEM)
     with pytest.raises(FeatureMissing, match="cannot track a guest's writes: userfaultfd offers"):
         choose_tracker("page-fire")
-
-
-@given(st.lists(st.tuples(st.integers(0, 50), st.integers(1, 50)), max_size=8), st.integers(1, 70))
-def test_shares_are_the_ranges_cut_to_one_size(gaps_and_sizes: list[tuple[int, int]], share_bytes: int) -> None:
-    starts, stops, at = list[int](), list[int](), 0
-    for gap, size in gaps_and_sizes:
-        starts.append(at + gap)
-        at += gap + size
-        stops.append(at)
-    divided = shares(starts, stops, share_bytes)
-    told = [
-        byte for begins, ends in divided for begin, end in zip(begins, ends, strict=True) for byte in range(begin, end)
-    ]
-    assert told == [byte for start, stop in zip(starts, stops, strict=True) for byte in range(start, stop)]
-    sizes = [sum(ends) - sum(begins) for begins, ends in divided]
-    assert all(size == share_bytes for size in sizes[:-1])
-    assert all(0 < size <= share_bytes for size in sizes)
