@@ -36,7 +36,7 @@ _LOOK: pagemap.Masks = {
 _PROTECT: pagemap.Masks = {**_LOOK, "flags": pagemap.PROTECT}
 #: Memory that is worth a thread in the last scan, and how many there are at most. 2 GiB on two CPUs: 1.28 and 1.36 ms with two
 #: threads, 1.48 and 1.93 with one (medians of 16 migrations each, in turn). A half each: in shares of 256 MiB that either takes one
-#: by one, which is quicker alone, 8 GiB took 5.7 and 5.9 ms in a migration instead of 3.4 and 4.5: each share is a hand-off of the GIL.
+#: by one, which is quicker alone, 8 GiB took 5.7 and 5.9 ms in a migration instead of 3.4 and 4.5.
 _THREAD_BYTES, _MOST_THREADS = 1 << 29, 8
 
 
