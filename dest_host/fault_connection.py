@@ -45,14 +45,13 @@ class FaultConnection(FrameThread):
     def ask(self, pages: list[int]) -> None:
         """Ask the source for these pages. Any thread, one at a time; raises LinkLost, and so the receiving thread hears of it too.
 
-        Does not wait for the peer: all that vCPUs can wait for at once fits into the socket's buffer.
+        Waits for a peer only that reads nothing while more is asked for than the socket holds: a page takes 48 bytes.
         """
         wanted = PageSet.span(pages[0], pages[0] + 1) if len(pages) == 1 else PageSet.of_pages(np.array(pages))
         self._wire.send([self._connection.send(Fetch(wanted))])
 
     def _begin(self) -> None:
-        if not scheduling.set_real_time():
-            scheduling.set_slice(scheduling.PROMPT_SLICE_NS)
+        scheduling.set_prompt()
 
     def _take(self, arrival: Arrival) -> None:
         match arrival.message:

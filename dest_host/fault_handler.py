@@ -21,9 +21,10 @@ from pagefire.guest_workload.linux import userfaultfd
 from pagefire.protocol.errors import LinkLost
 from pagefire.protocol.pages import PAGE_BYTES
 
-#: Pages published together around one fault. The kernel's own fault-around takes 16; here a fault costs this process some 250 us
-#: (0.26 s for 1,038 of them, beside a push), and each further page less than one. Of 64, 256 and 512 the second had the guest back
-#: soonest, by little: 95% of its rate after 40-42, 31-37 and 25-36 ms, p50 of a fetch 1.4-1.7, 1.0-1.3 and 1.8-1.9 ms.
+#: Pages published together around one fault. The kernel's own fault-around takes 16; here a fault costs this process 40 to 100 us
+#: beside a push (each traced), and each further page 0.2 (UFFDIO_CONTINUE of 2 GiB takes 120 ms). Of 64, 256 and 512 the second
+#: had the guest back soonest, by little: 95% of its rate after 40-42, 31-37 and 25-36 ms, p50 of a fetch 1.4-1.7, 1.0-1.3 and
+#: 1.8-1.9 ms.
 PUBLISH_WINDOW_PAGES = 256
 
 #: Asks the source for pages; raises LinkLost, of which somebody else hears too.

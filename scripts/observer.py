@@ -118,8 +118,7 @@ def main() -> None:
     arguments = parser.parse_args()
     # Seen late is measured wrong: an instrument goes before what it measures where it may (root), else it asks for the scheduler's
     # shortest slice; and for wake-ups without slack.
-    if not scheduling.set_real_time():
-        scheduling.set_slice(scheduling.PROMPT_SLICE_NS)
+    scheduling.set_prompt()
     scheduling.set_timer_slack(1)
     guests = request(arguments.source, "guests", timeout_s=5.0)
     source = open_control(guests[arguments.name])

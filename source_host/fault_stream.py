@@ -69,8 +69,7 @@ class FaultStream(FrameThread):
             self._ended.exception()  # nobody has to ask
 
     def _begin(self) -> None:
-        if not scheduling.set_real_time():
-            scheduling.set_slice(scheduling.PROMPT_SLICE_NS)
+        scheduling.set_prompt()
 
     def _take(self, arrival: Arrival) -> None:
         match arrival.message:

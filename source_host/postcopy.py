@@ -19,9 +19,10 @@ stores/s into random pages of 256 MiB, without and with a window of 256 pages, e
 is a little longer, 0.21 and 0.24 s, 1.05 and 1.29 s: fewer waits, but one after another. Of what hybrid leaves no page has a
 neighbour: no difference.
 
-The push takes as many pages at a time as the link moves in 2 ms (`BATCH`): a fault on a page of a batch that the destination has
-begun to read waits for the rest of that batch. On loopback the size makes no difference that could be seen: 256, 1,024 or 2,048
-pages each time gave 580-777, 495-704 and 562-613 MB/s (three to five runs each, one after another).
+The push takes as many pages at a time as the link moves in 2 ms (`BATCH`): what lies around a fault waits for the batch before
+it, and a page of a batch that the destination has begun to read is not taken from the fault connection (intake.py). On loopback
+the size makes no difference that could be seen: 256, 1,024 or 2,048 pages each time gave 580-777, 495-704 and 562-613 MB/s (three
+to five runs each, one after another).
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ class Remaining:
         return ours
 
     def _fetch_one(self, page: int) -> list[int]:
-        """Do what `fetch` does for the page that a vCPU waits for, in a sixth of the time."""
+        """Do what `fetch` does for the one page that a vCPU waits for: 2 us instead of 30."""
         if page not in self._pages:
             return []
         with self._lock:

@@ -74,6 +74,12 @@ def set_slice(slice_ns: int) -> bool:
     raise OSError(error, f"sched_setattr: {os.strerror(error)}")
 
 
+def set_prompt() -> None:
+    """Let the calling thread go before every ordinary one where that is allowed (root), else ask for the shortest slice."""
+    if not set_real_time():
+        set_slice(PROMPT_SLICE_NS)
+
+
 def set_name(name: str) -> None:
     """Name the calling thread as `ps` and `top` show it, cut to 15 bytes; in the main thread that names the process."""
     kept = ctypes.create_string_buffer(name.encode()[:15])

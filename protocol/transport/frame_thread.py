@@ -6,6 +6,7 @@ For what must not wait for a loop's turn: pages, which come faster than a loop t
 from __future__ import annotations
 
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 from pagefire.protocol.connection import Arrival, Connection
@@ -13,7 +14,7 @@ from pagefire.protocol.errors import LinkLost
 from pagefire.protocol.transport.wire import Wire
 
 
-class FrameThread:
+class FrameThread(ABC):
     """Calls `_take` for each message, in its thread, and at the end `on_end(error)`. Owns the wire from `start` to `abort`."""
 
     #: The connection, in the words of an error.
@@ -38,12 +39,12 @@ class FrameThread:
         self._thread.join()
         self._wire.close()
 
-    def _begin(self) -> None:
-        """Do what comes before the first message, in the thread."""
+    def _begin(self) -> None:  # noqa: B027
+        """Do what comes before the first message, in the thread: nothing, unless there is something."""
 
+    @abstractmethod
     def _take(self, arrival: Arrival) -> None:
         """Take one message, and read its payload off the wire. Raises what ends the connection."""
-        raise NotImplementedError
 
     def _run(self) -> None:
         try:

@@ -1,8 +1,7 @@
 """Scattered runs of one buffer sent or filled by one system call, without a Python object for each.
 
-`socket.sendmsg` and `recvmsg_into` want a memoryview for each run, which takes longer to make than its page to copy where a run is
-a single page: 66 us for 512 of them, and as long again to hand over. Here the vector of addresses (struct iovec, uio(3type)) is
-computed as an array.
+`socket.sendmsg` and `recvmsg_into` want a memoryview for each run: 512 single pages take 66 us to slice, the GIL held, and 7 to
+hand over. Here the vector of addresses (struct iovec, iovec(3type)) is computed as an array, in 10 us.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 
 import numpy as np
 import pytest
@@ -40,6 +41,10 @@ async def test_everything_that_is_asked_for_arrives(make_memory: MemoryMaker, ri
     source, ends = FaultStream(*ours, here), list[BaseException]()
     fetched = FaultConnection(wire, connection, Landing(wire, there, ledger), intake, ends.append)
     fetched.start()
+    if os.geteuid() == 0:
+        for thread in (source._thread, fetched._thread):
+            assert thread.native_id
+            await eventually(lambda thread=thread: os.sched_getscheduler(thread.native_id) == os.SCHED_FIFO)  # type: ignore[misc]
     source.serve(Remaining(everything))
 
     def ask() -> None:

@@ -8,7 +8,6 @@ import os
 import socket
 import ssl
 import threading
-from collections.abc import Iterator
 
 import pytest
 
@@ -241,14 +240,6 @@ async def test_a_plain_caller_from_elsewhere(ring: KeyRing) -> None:
 
 
 # -- the bytes -------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(params=["plain", "encrypted"])
-def wires(request: pytest.FixtureRequest, ring: KeyRing) -> Iterator[tuple[Wire, Wire]]:
-    pair = wire_pair(ring if request.param == "encrypted" else None)
-    yield pair
-    for wire in pair:
-        wire.close()
 
 
 def test_buffers_and_ranges_arrive(wires: tuple[Wire, Wire]) -> None:
