@@ -16,6 +16,7 @@ from pagefire.dest_host.publishing import Publisher
 from pagefire.guest_workload import keepsake
 from pagefire.guest_workload.guest_process import GuestProcess
 from pagefire.guest_workload.linux import memfd, userfaultfd
+from pagefire.guest_workload.linux.priority_boost import PriorityBoost
 from pagefire.protocol.pages import PAGE_BYTES, PageSet, pages_of
 from pagefire.protocol.transport.tasks import in_thread
 
@@ -37,6 +38,7 @@ class DemandPaging:
         self._guest = guest
         self._uffd = uffd
         self._states = states
+        self._boost = PriorityBoost()
         total_pages, unit_pages = pages_of(guest.memory.size_bytes), guest.memory.unit_pages
         self.publisher = Publisher(uffd, guest.address, guest.memory.size_bytes, unit_pages)
         self.ledger = Ledger(total_pages, unit_pages, states.array[:total_pages])
@@ -80,10 +82,19 @@ class DemandPaging:
         """Let every vCPU that waits for a page fault again."""
         userfaultfd.wake(self._uffd, self._guest.address, self._guest.memory.size_bytes)
 
+    def begin_haste(self) -> None:
+        """The guest runs, or is about to, and pages come: this daemon goes before others, until `release` or `end_haste`."""
+        self._boost.begin(self.ledger.missing * PAGE_BYTES)
+
+    def end_haste(self) -> None:
+        """No pages come any more. More than once does nothing."""
+        self._boost.end()
+
     async def release(self) -> None:
         """No page is missing: the kernel serves the guest's faults by itself from now on. Raises GuestError, OSError."""
         if self.publisher.armed:
             await in_thread(self.publisher.disarm)
+        self.end_haste()
 
     async def end(self) -> None:
         """After `release`: nobody needs any of this any more. What still comes is dropped. Raises GuestError, OSError."""
@@ -93,6 +104,7 @@ class DemandPaging:
 
     def close(self) -> None:
         """Let go, when no thread uses any of it any more; the guest's own copies stay. More than once does nothing."""
+        self.end_haste()
         self._close_uffd()
         self.ledger.detach()
         self._states.close()

@@ -344,6 +344,7 @@ class IncomingMigration:
         guest.control.session = self.session.identity
         await self._house.points.reached("dest-installed")
         await self._control.send(Ready(decoded - began, drained - decoded, time.monotonic() - drained))
+        paging.begin_haste()
 
     async def _await_handover(self) -> int:
         """Answer digests if they are asked for; gives when HANDOVER came."""

@@ -200,11 +200,13 @@ class Postcopy:
         """Let pages come, pushed and fetched, until none is missing; raises LinkLost."""
         await beside(link.can_fetch(), link.watch(), link.only_silence())
         self.status, self.error = Status.POSTCOPY_ACTIVE, None
+        self._paging.begin_haste()
         await beside(self._completion(), link.watch(), link.only_silence())
 
     async def _pause(self, lost: BaseException) -> None:
         """The link is gone: keep everything, serve what is here, wait for the source."""
         self._ownership.on(Event.LOST)
+        self._paging.end_haste()
         if self.link is not None:
             self.link.close()
             self.link = None

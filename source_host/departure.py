@@ -20,11 +20,12 @@ from typing import Any
 
 from pagefire.guest_workload import keepsake
 from pagefire.guest_workload.guest_process import GuestProcess
+from pagefire.guest_workload.linux.priority_boost import PriorityBoost
 from pagefire.protocol.bitmap import decode_bitmap
 from pagefire.protocol.errors import Cancelled, GuestError, LinkLost, PagefireError, PeerRefused, RemoteProtocolError
 from pagefire.protocol.messages import Aftermath, Fenced, Handover, Noted, Perished, Released, Resident, Resumed, Taken
 from pagefire.protocol.ownership import Act, Event, Ownership
-from pagefire.protocol.pages import PageSet, pages_of
+from pagefire.protocol.pages import PAGE_BYTES, PageSet, pages_of
 from pagefire.protocol.report import Compression
 from pagefire.protocol.state import Side, Status
 from pagefire.protocol.transport.points import Points
@@ -98,6 +99,7 @@ class Departure:
         self._emit = emit
         self._swapped = swapped or PageSet.empty()
         self._remaining = postcopy.Remaining(pages or PageSet.empty(), swapped, options.prefetch_pages)
+        self._boost = PriorityBoost()
         self._retry = asyncio.Event()
         self._taken_back = False
         self._hurried = False
@@ -137,6 +139,7 @@ class Departure:
             await self._points.reached("relinquished")
             link.faults.serve(self._remaining, self._at_point("serving"))
             await link.control.send(Handover())
+            self._boost.begin(self._remaining.count * PAGE_BYTES)
             await self._points.reached("handed-over")
             message = (await link.control.receive()).message
             match message:
@@ -154,6 +157,7 @@ class Departure:
         while True:
             link, remaining = self.link, self._remaining
             assert link is not None
+            self._boost.begin(remaining.count * PAGE_BYTES)
             try:
                 if not remaining.count and not link.streams:
                     return await self._resident(link)
@@ -300,6 +304,7 @@ class Departure:
         message = (await link.control.receive()).message
         match message:
             case Resident():
+                self._boost.end()
                 return message
             case Perished():
                 await self._believe(message, link)
@@ -325,6 +330,7 @@ class Departure:
     async def close(self) -> None:
         """Close the link there is; more than once does nothing."""
         link, self.link = self.link, None
+        self._boost.end()
         if link is not None:
             # In one step: whoever counts while it closes finds it in one place.
             self.earlier_bytes += link.sent_bytes

@@ -1,4 +1,4 @@
-"""Scheduling of the calling thread: niceness, time slice, timer slack, name. Nothing here needs a privilege.
+"""Scheduling of threads: priority, niceness, time slice, timer slack, name. What needs a privilege does nothing without it.
 
 A host that quiesces a guest waits for context switches, not for time slices, if its threads are preferred to the vCPUs. Nice
 values say so, but since autogrouping (CONFIG_SCHED_AUTOGROUP) they are compared only within one session, and the guest is a
@@ -7,12 +7,14 @@ session of its own: between sessions /proc/PID/autogroup counts. The guest leave
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
 import platform
 import struct
 import threading
+from typing import NamedTuple
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.prctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong)
@@ -20,8 +22,12 @@ _libc.syscall.restype = ctypes.c_long
 
 _PR_SET_NAME = 15
 _PR_SET_TIMERSLACK = 29
-_SCHED_SETATTR = {"x86_64": 314}.get(platform.machine(), 274)
+#: The system calls sched_setattr and sched_getattr.
+_SCHED_SETATTR, _SCHED_GETATTR = {"x86_64": (314, 315)}.get(platform.machine(), (274, 275))
+_RESET_ON_FORK = 1
 
+#: SCHED_FIFO: threads that are raised, and before them those that others wait for.
+_RAISED_PRIORITY, _PROMPT_PRIORITY = 1, 2
 #: The slice of a thread that answers (the shortest that Linux grants): whoever has a short one is run soon after waking.
 PROMPT_SLICE_NS = 100_000
 #: The slice of a thread that moves pages: a fault, a message, a vCPU that wakes on its CPU goes first.
@@ -30,6 +36,16 @@ BULK_SLICE_NS = 3_000_000
 #: struct sched_attr, first version: size, policy, flags, nice, priority, runtime, deadline, period.
 _SCHED_ATTR = struct.Struct("=IIQiIQQQ")
 assert _SCHED_ATTR.size == 48
+
+
+class Attributes(NamedTuple):
+    """How a thread is scheduled: the policy, an ordinary one's niceness and slice, another one's priority; flags of the kernel."""
+
+    policy: int
+    nice: int = 0
+    priority: int = 0
+    slice_ns: int = 0
+    flags: int = 0
 
 
 def set_nice(nice: int) -> None:
@@ -48,12 +64,44 @@ def set_autogroup_nice(nice: int) -> bool:
 
 
 def set_real_time() -> bool:
-    """Let the calling process go before every ordinary one (SCHED_FIFO, lowest priority); False where that is not allowed."""
+    """Let the calling thread go before every ordinary one, and before raised ones; False where that is not allowed."""
     try:
-        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(_PROMPT_PRIORITY))
     except PermissionError:
         return False
     return True
+
+
+def raise_all_threads() -> dict[int, Attributes]:
+    """Let every ordinary thread of this process go before those of others; gives what they were, for `lower_threads`.
+
+    Threads that they start are ordinary. Nothing where that is not allowed.
+    """
+    before: dict[int, Attributes] = {}
+    for thread in map(int, os.listdir("/proc/self/task")):
+        try:
+            if os.sched_getscheduler(thread) == os.SCHED_OTHER:
+                attributes = attributes_of(thread)
+                raised = Attributes(os.SCHED_FIFO, priority=_RAISED_PRIORITY, flags=_RESET_ON_FORK)
+                _set_attributes(thread, raised)
+                before[thread] = attributes
+        except ProcessLookupError:
+            continue  # it has ended
+        except PermissionError:
+            break
+    return before
+
+
+def lower_threads(before: dict[int, Attributes]) -> None:
+    """Let threads be as they were, those that have changed since excepted."""
+    for thread, attributes in before.items():
+        with contextlib.suppress(ProcessLookupError):
+            if os.sched_getscheduler(thread) & ~os.SCHED_RESET_ON_FORK == os.SCHED_FIFO:
+                try:
+                    _set_attributes(thread, attributes)
+                except PermissionError:
+                    # Allowed to raise itself by a limit alone (RLIMIT_RTPRIO), it may not take that flag back.
+                    _set_attributes(thread, attributes._replace(flags=_RESET_ON_FORK))
 
 
 def set_slice(slice_ns: int) -> bool:
@@ -63,21 +111,39 @@ def set_slice(slice_ns: int) -> bool:
     scheduled sooner. Older kernels ignore the field or answer EINVAL.
     """
     thread = threading.get_native_id()
-    nice = os.getpriority(os.PRIO_PROCESS, thread)
-    packed = _SCHED_ATTR.pack(_SCHED_ATTR.size, 0, 0, nice, 0, slice_ns, 0, 0)
-    attributes = ctypes.create_string_buffer(packed, _SCHED_ATTR.size)
-    if _libc.syscall(ctypes.c_long(_SCHED_SETATTR), ctypes.c_long(thread), attributes, ctypes.c_ulong(0)) == 0:
-        return True
-    error = ctypes.get_errno()
-    if error in (errno.EINVAL, errno.EPERM, errno.ENOSYS):
-        return False
-    raise OSError(error, f"sched_setattr: {os.strerror(error)}")
+    try:
+        _set_attributes(thread, Attributes(os.SCHED_OTHER, os.getpriority(os.PRIO_PROCESS, thread), slice_ns=slice_ns))
+    except OSError as error:
+        if error.errno in (errno.EINVAL, errno.EPERM, errno.ENOSYS):
+            return False
+        raise
+    return True
 
 
 def set_prompt() -> None:
     """Let the calling thread go before every ordinary one where that is allowed (root), else ask for the shortest slice."""
     if not set_real_time():
         set_slice(PROMPT_SLICE_NS)
+
+
+def attributes_of(thread: int) -> Attributes:
+    """Tell how a thread is scheduled now, the slice of one that never asked for one included. Raises ProcessLookupError."""
+    packed = ctypes.create_string_buffer(_SCHED_ATTR.size)
+    _syscall(_SCHED_GETATTR, thread, packed, _SCHED_ATTR.size, 0)
+    _, policy, flags, nice, priority, slice_ns, _, _ = _SCHED_ATTR.unpack(packed.raw)
+    return Attributes(policy, nice, priority, slice_ns, flags)
+
+
+def _set_attributes(thread: int, wanted: Attributes) -> None:
+    policy, nice, priority, slice_ns, flags = wanted
+    packed = _SCHED_ATTR.pack(_SCHED_ATTR.size, policy, flags, nice, priority, slice_ns, 0, 0)
+    _syscall(_SCHED_SETATTR, thread, ctypes.create_string_buffer(packed, _SCHED_ATTR.size), 0)
+
+
+def _syscall(number: int, thread: int, attributes: ctypes.Array[ctypes.c_char], *rest: int) -> None:
+    if _libc.syscall(ctypes.c_long(number), ctypes.c_long(thread), attributes, *map(ctypes.c_ulong, rest)) < 0:
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error))
 
 
 def set_name(name: str) -> None:
