@@ -5,10 +5,10 @@ its CPU keeps all others of the process from running, and the page may be one of
 the vCPUs, which soon need a page anyway, give way to those who bring the pages. Measured on two cores, hybrid, 2 GiB, without and
 with it, in turn, medians. 50,000 stores/s in 256 MiB, 1,500 pages left, 24 migrations each, three times: 47 and 8 waits, the
 longest 4.3 and 1.6 ms, the last page after 10.1 and 6.1 ms, 95% of the rate back after 5 ms both; the first commit of the last vCPU
-comes 0.5 ms later. At full rate, 250 MiB and 1 GiB left (8 migrations each, twice): 730 and 280 ms of waiting, 3,400 and 1,300;
-the last page after 0.53 and 0.33 s, 2.5 and 1.5 s. Mode postcopy at full rate is the exception: of 1 GiB the last page comes after
-1.4 and 1.1 s, but the guest has less than half its rate for 0.85 and 1.0 s, and of 2 GiB for 1.0 and 1.6 s, since most of what is
-pushed it does not need: hence `MOST_BYTES`.
+comes 0.5 to 1 ms later. At full rate, 250 MiB and 1 GiB left (8 migrations each, twice): 730 and 280 ms of waiting, 3,400 and
+1,300; the last page after 0.53 and 0.33 s, 2.5 and 1.5 s. Mode postcopy at full rate is the exception: of 1 GiB the last page comes
+after 1.4 and 1.1 s, but the guest has less than half its rate for 0.85 and 1.0 s, and of 2 GiB for 1.0 and 1.6 s, since most of
+what is pushed it does not need: hence `MOST_BYTES`.
 """
 
 from __future__ import annotations
