@@ -5,8 +5,8 @@ wait. And before every other thread where the host grants it, here and there: wh
 loops leave of two CPUs is not enough to be prompt. They do some 0.1 ms for each fault, and nothing else. Measured on two cores,
 hybrid, 2 GiB, 50,000 stores/s in 256 MiB, 60 migrations each, the same pages left: p50, p90 and longest wait 1.99, 4.75 and 8.34 ms
 by way of the loops, 0.92, 1.85 and 2.95 ms so. The handler that shows pages which are here must not have that priority alone: the
-guest then runs into more missing pages (56 waits instead of 8 in 16 migrations) and the last one comes twice as late. Where little
-is left, all of the daemon has one below it (priority_boost.py).
+guest then runs into more missing pages (56 waits instead of 8 in 16 migrations) and the last one comes twice as late. While at
+most 1 GiB is left, all of the daemon has one below it (priority_boost.py).
 """
 
 from __future__ import annotations
