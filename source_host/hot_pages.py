@@ -18,6 +18,9 @@ WINDOWS = 4
 WINDOW_S = 0.001
 #: Pages that may travel during the stun because they were always written (512 KiB), and runs of one window whose ends may.
 STEADY_PAGES, ENDS = 128, 16
+#: What is a run. A pair is too often chance: of 500 scattered stores in 256 MiB four hit neighbours, and one page that goes during
+#: the stun costs it a drain (half a millisecond).
+RUN_PAGES = 3
 
 
 class HotPages:
@@ -45,9 +48,9 @@ class HotPages:
 
 
 def run_ends(window: PageSet) -> PageSet:
-    """Choose the last pages of the `ENDS` longest runs that a window wrote; a single page is no run."""
-    stops = window.stops[window.counts > 1]
+    """Choose the last pages of the `ENDS` longest runs that a window wrote."""
+    stops = window.stops[window.counts >= RUN_PAGES]
     if stops.size > ENDS:
-        counts = window.counts[window.counts > 1]
+        counts = window.counts[window.counts >= RUN_PAGES]
         stops = stops[np.argpartition(counts, -ENDS)[-ENDS:]]
     return PageSet.of_pages(stops - 1)

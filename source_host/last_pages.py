@@ -7,7 +7,7 @@ since is coded. Until the foretelling late pages join what is unsent; from there
 
 from __future__ import annotations
 
-import asyncio
+import time
 from dataclasses import dataclass
 
 from pagefire.guest_workload.linux.memfd import Mapping
@@ -77,13 +77,19 @@ class LastPages:
         """
         late = NOTHING
         for window in range(hot_pages.WINDOWS):
-            await in_thread(self.take_in, late)
             if window == _FORETELL_AT and foretell and self._link.foretells:
+                await in_thread(self.take_in, late)
                 await self._foretell()
-            await in_thread(self._rehearse)
-            await asyncio.sleep(hot_pages.WINDOW_S)
-            late = await in_thread(tracker.collect_and_clear)
+                late = NOTHING
+            late = await in_thread(self._window, late, tracker)
         return late
+
+    def _window(self, late: Collected, tracker: DirtyTracker) -> Collected:
+        """Let one window pass; gives what was written in it. One change of thread each: three made the waits more and longer."""
+        self.take_in(late)
+        self._rehearse()
+        time.sleep(hot_pages.WINDOW_S)
+        return tracker.collect_and_clear()
 
     def take_in(self, late: Collected) -> None:
         """Add a late collection to what is unsent; a window in which nothing was written tells nothing."""

@@ -34,10 +34,10 @@ _LOOK: pagemap.Masks = {
     "flags": pagemap.Flag.CHECK_WPASYNC, "require": pagemap.WRITTEN_ONLY, "give": pagemap.WRITTEN_ONLY,
 }  # fmt: skip
 _PROTECT: pagemap.Masks = {**_LOOK, "flags": pagemap.PROTECT}
-#: Memory that is worth a thread in the last scan, and how many there are at most. 2 GiB on two CPUs: 1.28 and 1.36 ms with two
-#: threads, 1.48 and 1.93 with one (medians of 16 migrations each, in turn). A half each: in shares of 256 MiB that either takes one
-#: by one, which is quicker alone, 8 GiB took 5.7 and 5.9 ms in a migration instead of 3.4 and 4.5.
-_THREAD_BYTES, _MOST_THREADS = 1 << 29, 8
+#: Memory that is worth a thread in the last scan, and how many there are at most. Final scan of 1, 2 and 8 GiB on two CPUs with one
+#: thread: 0.7, 1.2 and 4.4 ms; with two 0.7, 1.0 and 2.8 (medians of 12 migrations each, three times in turn). A half each: shares
+#: that either takes one by one are no quicker (8 GiB in 4, 8 or 16 shares: 2.3, 2.2 and 3.0 ms instead of 2.1).
+_THREAD_BYTES, _MOST_THREADS = 1 << 30, 8
 
 
 class PagemapTracker:

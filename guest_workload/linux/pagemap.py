@@ -10,6 +10,7 @@ import ctypes
 import enum
 import os
 import struct
+import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -18,6 +19,7 @@ from typing import TypedDict, Unpack
 import numpy as np
 import numpy.typing as npt
 
+from pagefire.guest_workload.linux import scheduling
 from pagefire.guest_workload.linux.calls import Calls, packed
 from pagefire.protocol.pages import PAGE_BYTES, PageRanges
 
@@ -135,19 +137,26 @@ class Scanner:
 class ScanTeam:
     """Scanners of one page map, each with a thread: the kernel lets them walk one address space side by side.
 
-    Made for the moment at which nothing else runs, a guest that stands still. Owns its threads until `close`.
+    Made for the moment at which nothing else runs, a guest that stands still. Owns its threads until `close`. Each is kept off the
+    CPUs of the others: a scheduler may wake a thread where the last one runs, though another CPU is idle, and a scan is not
+    interrupted. Two halves of 8 GiB, left to the scheduler: 1.2 ms and 1.2 ms one after the other, on one CPU of two.
     """
 
     def __init__(self, pagemap_fd: int, members: int) -> None:
         self.members = members
         self._scanners = [Scanner(pagemap_fd, _TEAM_REGIONS_PER_CALL) for _ in range(members)]
-        self._threads = ThreadPoolExecutor(max(members - 1, 1), "scan")
+        self._helpers: list[int] = []
+        self._threads = ThreadPoolExecutor(
+            max(members - 1, 1), "scan", lambda: self._helpers.append(threading.get_native_id())
+        )
         # The threads are there before they are needed.
         wait([self._threads.submit(time.sleep, 0.001) for _ in range(members - 1)])
 
     def scan_ranges(self, parts: Sequence[tuple[Sequence[int], Sequence[int]]], **masks: Unpack[Masks]) -> Regions:
         """Scan as `Scanner.scan_ranges` does, each part (starts, ends) by another thread; a part for each member at most."""
         first, *others = zip(self._scanners, parts, strict=False)
+        if others:
+            scheduling.spread(self._helpers)
         under_way = [self._threads.submit(one.scan_ranges, *part, **masks) for one, part in others]
         scanner, part = first
         regions = scanner.scan_ranges(*part, **masks)

@@ -14,6 +14,7 @@ import os
 import platform
 import struct
 import threading
+from collections.abc import Sequence
 from typing import NamedTuple
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -124,6 +125,18 @@ def set_prompt() -> None:
     """Let the calling thread go before every ordinary one where that is allowed (root), else ask for the shortest slice."""
     if not set_real_time():
         set_slice(PROMPT_SLICE_NS)
+
+
+def spread(threads: Sequence[int]) -> None:
+    """Divide the CPUs that the calling thread may use, the one that it runs on excepted, among some threads of this process.
+
+    Nothing where there are fewer CPUs than threads, or where they may not be chosen.
+    """
+    others = sorted(os.sched_getaffinity(0) - {_libc.sched_getcpu()})
+    if len(others) >= len(threads):
+        for at, thread in enumerate(threads):
+            with contextlib.suppress(OSError):
+                os.sched_setaffinity(thread, others[at :: len(threads)])
 
 
 def attributes_of(thread: int) -> Attributes:

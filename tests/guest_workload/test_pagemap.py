@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 
 import numpy as np
@@ -134,3 +135,24 @@ def test_memory_that_is_not_tracked_is_refused(tracked: Tracked) -> None:
 def test_an_address_that_is_no_page_is_refused(tracked: Tracked) -> None:
     with pytest.raises(OSError, match="PAGEMAP_SCAN: Invalid argument"):
         Scanner(tracked.pagemap_fd, 16).scan(tracked.memory.address + 1, tracked.memory.address + PAGE_BYTES, **WRITTEN)
+
+
+def test_a_team_finds_what_one_scanner_finds_and_keeps_off_its_own_way(tracked: Tracked) -> None:
+    tracked.store(7, GRANULE_PAGES + 9)
+    cpus, start = os.sched_getaffinity(0), tracked.memory.address
+    middle, end = start + GRANULE_PAGES * PAGE_BYTES, start + PAGES * PAGE_BYTES
+    members = min(2, len(cpus))
+    team = pagemap.ScanTeam(tracked.pagemap_fd, members)
+    try:
+        parts = [([start], [middle]), ([middle], [end])] if members > 1 else [([start, middle], [middle, end])]
+        found = team.scan_ranges(parts, **WRITTEN)
+        one = Scanner(tracked.pagemap_fd).scan_ranges([start, middle], [middle, end], **WRITTEN)
+        assert sorted(found.tolist()) == sorted(one.tolist())
+        helpers = [thread for thread in threading.enumerate() if thread.name.startswith("scan")]
+        assert len(helpers) == members - 1
+        for helper in helpers:
+            assert helper.native_id is not None
+            assert os.sched_getaffinity(helper.native_id) < cpus
+    finally:
+        team.close()
+    assert os.sched_getaffinity(0) == cpus

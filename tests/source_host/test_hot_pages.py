@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pagefire.protocol.pages import PageSet
-from pagefire.source_host.hot_pages import ENDS, STEADY_PAGES, HotPages, run_ends
+from pagefire.source_host.hot_pages import ENDS, RUN_PAGES, STEADY_PAGES, HotPages, run_ends
 
 windows = st.lists(st.integers(0, 60), max_size=30).map(PageSet.of_pages)
 NONE = PageSet.empty()
@@ -25,7 +26,7 @@ def test_hot_is_what_every_window_wrote_and_the_ends_of_the_last_runs(seen: list
     ends = set[int]()
     for window in (*seen[-1:], last):
         pages = set(window.page_numbers().tolist())
-        ends |= {page for page in pages if page + 1 not in pages and page - 1 in pages}
+        ends |= {page for page in pages if page + 1 not in pages and pages >= set(range(page + 1 - RUN_PAGES, page))}
     assert set(hot_after(seen, last).page_numbers().tolist()) == always | ends
 
 
@@ -45,7 +46,13 @@ def test_a_log_is_hot_where_it_has_come_to() -> None:
     assert not run_ends(scattered)
 
 
+def test_neighbours_that_chance_hit_are_no_log() -> None:
+    scattered = PageSet.of_pages(np.random.default_rng(5).integers(0, 1 << 16, 500))
+    assert (scattered.counts == 2).any()
+    assert not run_ends(scattered)
+
+
 def test_the_longest_runs_are_the_logs() -> None:
-    pairs = PageSet.of_runs(range(0, 8000, 8), range(2, 8000, 8))
+    short = PageSet.of_runs(range(0, 8000, 8), range(4, 8000, 8))
     logs = PageSet.of_runs(range(10_000, 10_000 + ENDS * 100, 100), range(10_020, 10_000 + ENDS * 100, 100))
-    assert run_ends(pairs | logs) == PageSet.of_pages(logs.stops - 1)
+    assert run_ends(short | logs) == PageSet.of_pages(logs.stops - 1)
