@@ -23,6 +23,7 @@ from pagefire.protocol.messages import (
     MAX_EXTENT_RUNS,
     MAX_FRAME_PAGES,
     MAX_FRAME_RUNS,
+    MAX_LONG_FRAME_PAGES,
     MAX_ZERO_PAGES,
     CompressedPages,
     Failure,
@@ -35,7 +36,7 @@ from pagefire.protocol.messages import (
     Welcome,
     ZeroPages,
 )
-from pagefire.protocol.negotiation import CHECKSUM, codecs_in
+from pagefire.protocol.negotiation import CHECKSUM, LONG_FRAMES, codecs_in
 from pagefire.protocol.state import AFTER_WELCOME, CONTROL, STREAMS, WITH_PAYLOAD, Phase, Role, Side
 
 
@@ -62,8 +63,15 @@ class Connection:
         self.checksums = False
         #: By which codecs pages may be compressed here: known when the Welcome has passed.
         self.codecs: frozenset[str] = frozenset()
+        self._long_frames = False
         self._decoder = FrameDecoder()
         self._refused: str | None = None
+
+    @property
+    def most_pages(self) -> int:
+        """How many pages one Pages may name here: a payload that is summed has to be held, a long one is not."""
+        long = self._long_frames and not self.checksums and self.role is Role.PAGES
+        return MAX_LONG_FRAME_PAGES if long else MAX_FRAME_PAGES
 
     @property
     def wanted(self) -> int:
@@ -122,14 +130,16 @@ class Connection:
     def _advance(self, message: Message, sender: Side, payload_bytes: int) -> None:
         """Check one message against the tables and move on; raises ValueError."""
         kind = type(message)
-        _check_size(message, payload_bytes)
+        _check_size(message, payload_bytes, self.most_pages)
         if isinstance(message, Hello):
             self.role = self._role_of(message)
             self.checksums = CHECKSUM in message.capabilities
             self.codecs = codecs_in(message.capabilities)
+            self._long_frames = LONG_FRAMES in message.capabilities
         elif isinstance(message, Welcome):
             self.checksums = self.checksums and CHECKSUM in message.capabilities
             self.codecs &= codecs_in(message.capabilities)
+            self._long_frames = self._long_frames and LONG_FRAMES in message.capabilities
         if self.role not in (Role.PAGES, Role.FAULT) or self.phase in (Phase.GREETING, Phase.JOINING):
             following = CONTROL.get((self.phase, sender), {}).get(kind)
             if following is None:
@@ -159,8 +169,8 @@ class Connection:
         return role
 
 
-def _check_size(message: Message, payload_bytes: int) -> None:
-    """Check what a message announces against its payload and the limits of a frame; raises ValueError."""
+def _check_size(message: Message, payload_bytes: int, most_pages: int) -> None:
+    """Check what a message announces against its payload and the limits of a frame, `most_pages` of Pages; raises ValueError."""
     if payload_bytes and type(message) not in WITH_PAYLOAD:
         raise ValueError("it carries no payload")
     match message:
@@ -175,10 +185,10 @@ def _check_size(message: Message, payload_bytes: int) -> None:
             raise ValueError(
                 f"{registers} bytes of registers and a swap bitmap of {swapped} announced, {payload_bytes} bytes of payload"
             )
+        case Pages(pages) if pages.pages > most_pages:
+            raise ValueError(f"{pages.pages} pages, a frame names {most_pages} at most here")
         # A receiver holds what one frame names, page by page.
-        case Pages(pages) | CompressedPages(pages) | Fetch(pages) | Switchover(hot=pages) if (
-            pages.pages > MAX_FRAME_PAGES
-        ):
+        case CompressedPages(pages) | Fetch(pages) | Switchover(hot=pages) if pages.pages > MAX_FRAME_PAGES:
             raise ValueError(f"{pages.pages} pages, a frame names {MAX_FRAME_PAGES} at most")
         case ZeroPages(pages) if pages.pages > MAX_ZERO_PAGES:
             raise ValueError(f"{pages.pages} zero pages, a frame names {MAX_ZERO_PAGES} at most")

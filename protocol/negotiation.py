@@ -20,9 +20,13 @@ REQUIRED = frozenset({"compacted-bitmap", "zero-pages", "postcopy"})
 CHECKSUM = "checksum"
 #: Listed by a destination that takes the bitmap ahead of the stun.
 FORETOLD = "foretold-bitmap"
+#: Listed on a page connection by who sends, or takes, up to MAX_LONG_FRAME_PAGES of contents as they are in one frame.
+LONG_FRAMES = "long-frames"
 #: Codec -> what a source lists on a page connection that may bring pages compressed by it, and a destination that can read them.
 COMPRESSED = {codec: f"compressed-{codec}" for codec in CODECS}
-CAPABILITIES = tuple(sorted(REQUIRED | {"raw-bitmap", "page-digests", CHECKSUM, FORETOLD, *COMPRESSED.values()}))
+CAPABILITIES = tuple(
+    sorted(REQUIRED | {"raw-bitmap", "page-digests", CHECKSUM, FORETOLD, LONG_FRAMES, *COMPRESSED.values()})
+)
 MODES = ("hybrid", "precopy", "postcopy", "stop-and-copy")
 MAX_STREAMS = 16
 MAX_VCPUS = 256

@@ -152,13 +152,16 @@ class PageStream:
 
     def _with_contents(self, pages: PageSet, sieve: Sieve | None = None) -> Iterator[PageSet]:
         """Send the zero pages among some pages, but for those that a sieve leaves out, and give the others, a frame's at a time."""
-        for batch in pages.batches(MAX_FRAME_PAGES, MAX_FRAME_RUNS):
+        # What is looked at, compressed or copied on its way is held; what goes as it is, is not, and each frame costs 0.15 ms.
+        as_they_are = self.sieve is None and self.packing is None
+        at_most = self._connection.most_pages if as_they_are else MAX_FRAME_PAGES
+        for batch in pages.batches(at_most, MAX_FRAME_RUNS):
             zero = self._zeros.among(batch)
             to_send = sieve.zeros_to_send(zero) if zero and sieve is not None else zero
-            for part in to_send.batches(MAX_FRAME_PAGES, MAX_FRAME_RUNS):
+            for part in to_send.batches(MAX_ZERO_PAGES, MAX_FRAME_RUNS):
                 self._send_zero_pages(part)
             filled = batch - zero if zero else batch
-            yield from filled.batches(MAX_FRAME_PAGES, MAX_FRAME_RUNS)
+            yield from filled.batches(at_most, MAX_FRAME_RUNS)
 
     def _send_zero_pages(self, pages: PageSet) -> None:
         self._wire.send([self._connection.send(ZeroPages(pages))])

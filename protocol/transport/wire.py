@@ -31,6 +31,8 @@ _PIPE_BYTES = 1 << 20
 _SO_MAX_PACING_RATE, _UNPACED = 47, (1 << 64) - 1
 #: What a paced socket holds unsent: so long at its rate, but some segments at least.
 _QUEUE_S, _LEAST_QUEUE_BYTES, _UNLIMITED = 0.02, 128 << 10, (1 << 32) - 1
+#: What one sendfile sends at most, so that `sent_bytes` tells how far a long frame has come.
+_SENDFILE_BYTES = 8 << 20
 #: recvmsg takes at most 1,024 buffers.
 _RECEIVE_BUFFERS = 512
 
@@ -110,7 +112,7 @@ class Wire:
         size_bytes = len(contents)
         try:
             while size_bytes:
-                sent_bytes = os.sendfile(self.sock.fileno(), fd, offset, size_bytes)
+                sent_bytes = os.sendfile(self.sock.fileno(), fd, offset, min(size_bytes, _SENDFILE_BYTES))
                 if not sent_bytes:
                     raise LinkLost("a page connection broke", "sendfile sent nothing")
                 offset, size_bytes = offset + sent_bytes, size_bytes - sent_bytes

@@ -8,10 +8,17 @@ from pagefire.protocol import messages as m
 from pagefire.protocol.connection import Connection
 from pagefire.protocol.errors import LinkLost, LocalProtocolError, RemoteProtocolError
 from pagefire.protocol.frames import encode_head
-from pagefire.protocol.messages import MAX_EXTENT_RUNS, MAX_FRAME_PAGES, MAX_FRAME_RUNS, MAX_ZERO_PAGES
+from pagefire.protocol.messages import (
+    MAX_EXTENT_RUNS,
+    MAX_FRAME_PAGES,
+    MAX_FRAME_RUNS,
+    MAX_LONG_FRAME_PAGES,
+    MAX_ZERO_PAGES,
+)
+from pagefire.protocol.negotiation import CHECKSUM, LONG_FRAMES
 from pagefire.protocol.pages import PAGE_BYTES, PageSet
 from pagefire.protocol.state import Phase, Role, Side
-from tests.protocol.golden.conversation import Pair, example, simple
+from tests.protocol.golden.conversation import Pair, example, greeted, simple
 
 SOURCE, DESTINATION = Side.SOURCE, Side.DESTINATION
 
@@ -185,6 +192,32 @@ def test_a_frame_names_so_many_pages() -> None:
     refused_both_ways(Pair.streaming(Role.FAULT), DESTINATION, m.Fetch(PageSet.span(0, 1 << 51)), 0, "pages")
     switchover = m.Switchover(0, "raw", 0, [], 0, beyond, 0, 0)
     refused_both_ways(Pair.at(Phase.ACTIVE), SOURCE, switchover, 0, "2049 pages")
+
+
+@pytest.mark.parametrize(
+    ("role", "listed", "known", "most_pages"),
+    [
+        (Role.PAGES, [LONG_FRAMES], [LONG_FRAMES], MAX_LONG_FRAME_PAGES),
+        (Role.PAGES, [LONG_FRAMES], [], MAX_FRAME_PAGES),
+        (Role.PAGES, [], [LONG_FRAMES], MAX_FRAME_PAGES),
+        (Role.PAGES, [LONG_FRAMES, CHECKSUM], [LONG_FRAMES, CHECKSUM], MAX_FRAME_PAGES),
+        (Role.PAGES, [LONG_FRAMES, CHECKSUM], [LONG_FRAMES], MAX_LONG_FRAME_PAGES),
+        (Role.FAULT, [LONG_FRAMES], [LONG_FRAMES], MAX_FRAME_PAGES),
+    ],
+)
+def test_a_frame_is_long_where_both_can_and_nobody_holds_it(
+    role: Role, listed: list[str], known: list[str], most_pages: int
+) -> None:
+    pair = greeted(listed, known, role)
+    assert {end.most_pages for end in pair.ends.values()} == {most_pages}
+    largest, beyond = PageSet.span(0, most_pages), PageSet.span(0, most_pages + 1)
+    if not pair.ends[SOURCE].checksums:  # a payload that is summed has to be there
+        pair.pass_on(SOURCE, m.Pages(largest), largest.size_bytes)
+    with pytest.raises(LocalProtocolError, match=f"a frame names {most_pages} at most here"):
+        pair.ends[SOURCE].send(m.Pages(beyond), beyond.size_bytes)
+    if not pair.ends[DESTINATION].checksums:  # which `force` does not make
+        with pytest.raises(RemoteProtocolError, match=f"a frame names {most_pages} at most here"):
+            pair.force(DESTINATION, m.Pages(beyond), beyond.size_bytes)
 
 
 def test_a_frame_names_so_many_runs() -> None:

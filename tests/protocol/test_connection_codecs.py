@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 
 from pagefire.protocol import messages as m
@@ -14,23 +12,12 @@ from pagefire.protocol.messages import MAX_FRAME_PAGES, MAX_FRAME_RUNS
 from pagefire.protocol.negotiation import CAPABILITIES, COMPRESSED, codecs_in, source_capabilities
 from pagefire.protocol.pages import PAGE_BYTES, PageSet
 from pagefire.protocol.state import Role, Side
-from tests.protocol.golden.conversation import Pair, simple
+from tests.protocol.golden.conversation import Pair, greeted
 
 SOURCE, DESTINATION = Side.SOURCE, Side.DESTINATION
 TWO = PageSet.span(3, 5)
 #: What a peer lists that knows all codecs.
 ALL = source_capabilities(checksum=False, codecs=CODECS)
-
-
-def greeted(listed: list[str], known: list[str], role: Role = Role.PAGES) -> Pair:
-    """Greet, with some capabilities listed by the source and some by the destination."""
-    pair = Pair(role)
-    hello, welcome = simple(m.Hello, role), simple(m.Welcome)
-    assert isinstance(hello, m.Hello)
-    assert isinstance(welcome, m.Welcome)
-    pair.pass_on(SOURCE, dataclasses.replace(hello, capabilities=listed))
-    pair.pass_on(DESTINATION, dataclasses.replace(welcome, capabilities=known))
-    return pair
 
 
 def refused(pair: Pair, message: m.Message, payload_bytes: int, why: str) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import os
 import socket
 import threading
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from pagefire.dest_host.ledger import Ledger
 from pagefire.dest_host.page_receiver import PageReceiver
 from pagefire.dest_host.publishing import Publisher
 from pagefire.guest_workload.linux import memfd
-from pagefire.protocol.connection import Connection
+from pagefire.protocol.connection import Arrival, Connection
 from pagefire.protocol.errors import LinkLost, RemoteProtocolError
 from pagefire.protocol.messages import MAX_FRAME_PAGES, MAX_FRAME_RUNS, Pages, ZeroPages
 from pagefire.protocol.pages import GRANULE_PAGES, PAGE_BYTES, PageSet
@@ -175,6 +176,24 @@ async def test_frames_keep_their_limits(make_memory: MemoryMaker) -> None:
     assert_equal(here, there)
     assert max(pages.pages for pages in sent) <= MAX_FRAME_PAGES
     assert max(len(pages) for pages in sent) <= MAX_FRAME_RUNS
+
+
+@pytest.mark.parametrize("held", [{}, {"checksum": True}, {"compress": "lz4"}, {"skip_unchanged": "on"}])
+async def test_a_frame_is_long_where_nothing_of_it_is_held(make_memory: MemoryMaker, held: dict[str, Any]) -> None:
+    here, there = make_memory(3 * MAX_FRAME_PAGES), make_memory(3 * MAX_FRAME_PAGES)
+    fill(here, PageSet.span(0, here.pages), 1)
+    async with PageLink(here, there, **held) as link:
+        frames = [0]
+        real = link.receivers[0]._take
+
+        def take(arrival: Arrival) -> None:
+            frames.append(arrival.payload_bytes)
+            real(arrival)
+
+        link.receivers[0]._take = take  # type: ignore[method-assign]
+        await link.send_round(PageSet.span(0, here.pages))
+    assert_equal(here, there)
+    assert (max(frames) > MAX_FRAME_PAGES * PAGE_BYTES) is not held
 
 
 async def test_bytes_and_pages_are_counted(make_memory: MemoryMaker) -> None:

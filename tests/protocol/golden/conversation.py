@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from pagefire.protocol import messages as m
 from pagefire.protocol.connection import Arrival, Connection
 from pagefire.protocol.frames import encode_head
@@ -97,3 +99,14 @@ class Pair:
             head = head[size:]
         assert arrival is not None
         return arrival
+
+
+def greeted(listed: list[str], known: list[str], role: Role = Role.PAGES) -> Pair:
+    """Greet, with some capabilities listed by the source and some by the destination."""
+    pair = Pair(role)
+    hello, welcome = simple(m.Hello, role), simple(m.Welcome)
+    assert isinstance(hello, m.Hello)
+    assert isinstance(welcome, m.Welcome)
+    pair.pass_on(Side.SOURCE, dataclasses.replace(hello, capabilities=listed))
+    pair.pass_on(Side.DESTINATION, dataclasses.replace(welcome, capabilities=known))
+    return pair
