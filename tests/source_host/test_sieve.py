@@ -271,9 +271,12 @@ def test_a_guest_that_stores_meanwhile_leaves_no_stale_page(make_memory: MemoryM
 def test_a_digest_of_anything_but_what_was_sent_is_caught(
     make_memory: MemoryMaker, ring: KeyRing, broken: type[Sieve], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The test above can fail: both ways to take digests from live memory leave stale pages."""
+    """The test above can fail: both ways to take digests from live memory leave stale pages.
+
+    Nearly each time on an idle machine, two times in five where three other processes are busy, and seldom beside more.
+    """
     monkeypatch.setattr(page_stream, "Sieve", broken)
-    assert any(stale_pages_after(make_memory(PAGES), make_memory(PAGES), "plain", ring, 8) for _ in range(20))
+    assert any(stale_pages_after(make_memory(PAGES), make_memory(PAGES), "plain", ring, 8) for _ in range(200))
 
 
 async def test_a_store_between_digest_and_send_is_sent_again(
