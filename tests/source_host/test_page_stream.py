@@ -6,6 +6,7 @@ import asyncio
 import os
 import socket
 import threading
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -19,9 +20,10 @@ from pagefire.dest_host.ledger import Ledger
 from pagefire.dest_host.page_receiver import PageReceiver
 from pagefire.dest_host.publishing import Publisher
 from pagefire.guest_workload.linux import memfd
-from pagefire.protocol.connection import Arrival, Connection
+from pagefire.protocol.connection import Connection
 from pagefire.protocol.errors import LinkLost, RemoteProtocolError
-from pagefire.protocol.messages import MAX_FRAME_PAGES, MAX_FRAME_RUNS, Pages, ZeroPages
+from pagefire.protocol.frames import Buffer
+from pagefire.protocol.messages import MAX_FRAME_PAGES, MAX_FRAME_RUNS, CompressedPages, Message, Pages, ZeroPages
 from pagefire.protocol.pages import GRANULE_PAGES, PAGE_BYTES, PageSet
 from pagefire.protocol.state import Role
 from pagefire.protocol.transport.wire import Wire
@@ -179,21 +181,30 @@ async def test_frames_keep_their_limits(make_memory: MemoryMaker) -> None:
 
 
 @pytest.mark.parametrize("held", [{}, {"checksum": True}, {"compress": "lz4"}, {"skip_unchanged": "on"}])
-async def test_a_frame_is_long_where_nothing_of_it_is_held(make_memory: MemoryMaker, held: dict[str, Any]) -> None:
+@pytest.mark.parametrize("encrypted", [False, True])
+async def test_a_frame_is_long_where_nothing_of_it_is_held(
+    make_memory: MemoryMaker, ring: KeyRing, encrypted: bool, held: dict[str, Any]
+) -> None:
     here, there = make_memory(3 * MAX_FRAME_PAGES), make_memory(3 * MAX_FRAME_PAGES)
     fill(here, PageSet.span(0, here.pages), 1)
-    async with PageLink(here, there, **held) as link:
-        frames = [0]
-        real = link.receivers[0]._take
+    async with PageLink(here, there, ring=ring if encrypted else None, **held) as link:
+        frames = list[int]()
+        connection = link.streams[0]._connection
+        real = connection.send
 
-        def take(arrival: Arrival) -> None:
-            frames.append(arrival.payload_bytes)
-            real(arrival)
+        def send(message: Message, payload_bytes: int = 0, payload: Iterable[Buffer] = ()) -> bytes:
+            if isinstance(message, Pages | CompressedPages):
+                frames.append(message.pages.pages)
+            return real(message, payload_bytes, payload)
 
-        link.receivers[0]._take = take  # type: ignore[method-assign]
+        connection.send = send  # type: ignore[method-assign]
         await link.send_round(PageSet.span(0, here.pages))
     assert_equal(here, there)
-    assert (max(frames) > MAX_FRAME_PAGES * PAGE_BYTES) is not held
+    assert sum(frames) == here.pages
+    if held:
+        assert max(frames) <= MAX_FRAME_PAGES
+    else:
+        assert frames == [here.pages]
 
 
 async def test_bytes_and_pages_are_counted(make_memory: MemoryMaker) -> None:
