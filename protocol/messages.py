@@ -24,9 +24,9 @@ from pagefire.protocol.pages import PageSet
 #: Pages that one Pages, CompressedPages or Fetch names at most (8 MiB), and runs, ZeroPages' too: bounds what a receiver has to
 #: hold for one frame.
 MAX_FRAME_PAGES = 2048
+MAX_FRAME_RUNS = 512
 #: Pages that one Pages names at most where both ends can and nobody holds them (32 MiB): they go straight into the guest's memory.
 MAX_LONG_FRAME_PAGES = 8192
-MAX_FRAME_RUNS = 512
 #: Zero pages that one frame names at most (256 MiB of them).
 MAX_ZERO_PAGES = 1 << 16
 #: Transactions that one Aftermath tells the latencies of at most.

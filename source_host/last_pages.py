@@ -85,7 +85,7 @@ class LastPages:
         return late
 
     def _window(self, late: Collected, tracker: DirtyTracker) -> Collected:
-        """Let one window pass; gives what was written in it. One change of thread each: three made the waits more and longer."""
+        """Let one window pass; gives what was written in it. One change of thread each: three made more waits afterwards."""
         self.take_in(late)
         self._rehearse()
         time.sleep(hot_pages.WINDOW_S)
