@@ -46,7 +46,6 @@ from pagefire.protocol.messages import (
     Populate,
     Populated,
     Ready,
-    Resumed,
     Switchover,
     Welcome,
 )
@@ -162,7 +161,7 @@ class IncomingMigration:
                 taking.handover_received_ns = await self._await_handover()
                 await self._house.points.reached("dest-handover")
             await self._take_over(taking)
-            await self._become_resident(taking)
+            await self._become_resident()
         except asyncio.CancelledError as error:
             await self._fail(PagefireError("the destination is shutting down"), Status.CANCELLED)
             raise error
@@ -399,17 +398,12 @@ class IncomingMigration:
         assert self._postcopy is not None
         self._loop.call_soon_threadsafe(self._postcopy.completed)
 
-    async def _become_resident(self, taking: Taking) -> None:
+    async def _become_resident(self) -> None:
         """Stay until no page is missing, tell the source, see how the guest fares, and give it to the daemon."""
         postcopy, guest, offer = self._postcopy, self.guest, self._offer
         assert postcopy is not None
         assert guest is not None
         assert offer is not None
-        if self._link is not None:
-            try:
-                await self._control.send(Resumed(taking.handover_received_ns, taking.resumed_ns))
-            except LINK_ERRORS as lost:
-                self._link.break_off(lost)
         self._link = await postcopy.run(self._link)
         if small := await in_thread(guest.give_back_huge_mappings):
             log.warning("guest=%s granules_left_small=%d", self.name, small)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from pagefire.dest_host.session import Session
 from pagefire.guest_workload.guest_process import GuestProcess
 from pagefire.protocol.bitmap import encode_bitmap
 from pagefire.protocol.errors import LinkLost, RemoteProtocolError
-from pagefire.protocol.messages import Offer, Released, Resident, Taken
+from pagefire.protocol.messages import Offer, Released, Resident, Resumed, Taken
 from pagefire.protocol.ownership import Act, Event, Ownership
 from pagefire.protocol.pages import pages_of
 from pagefire.protocol.state import Role, Status
@@ -36,6 +37,8 @@ log = logging.getLogger("pagefire.dest")
 LINK_ERRORS = (LinkLost, RemoteProtocolError, OSError)
 #: How long the source may take to say that it has freed its copy, its link lost or not, before the guest is on its own here.
 RELEASE_S = 30.0
+#: How long the vCPUs have the machine to themselves, at most, from the resume on. Measured: see scripts/bench/README.md.
+HEAD_START_S = 0.001
 _JOURNAL_RETRY_S = 1.0
 
 
@@ -110,6 +113,8 @@ class Postcopy:
         Raises what `failed` was given; `link` is then the one that there was, open.
         """
         self.link = link
+        if link is not None:
+            await self._tell_resumed(link)
         if not self.missing_pages:
             self._complete.set()
         while not self._complete.is_set():
@@ -137,6 +142,20 @@ class Postcopy:
         log.info("guest=%s phase=resident", self._offer.name)
         self.status = Status.COMPLETED
         return await self._tell(told)
+
+    async def _tell_resumed(self, link: Link) -> None:
+        """Say that the guest runs, which lets the source push, when each vCPU does: taking in what it pushes needs their CPUs.
+
+        A vCPU that misses a page is sent it without that. Where vCPUs have to take turns there is no head start: the sooner all
+        pages are here, the sooner none of them waits for this daemon at pages that it was not shown.
+        """
+        control = self._guest.control
+        if control.vcpus <= len(os.sched_getaffinity(0)):
+            await in_thread(control.wait_started, HEAD_START_S)
+        try:
+            await link.control.send(Resumed(self._taking.handover_received_ns, self._taking.resumed_ns))
+        except LINK_ERRORS as lost:
+            link.break_off(lost)
 
     async def _write_down(self, last: LastWord) -> None:
         """Write the last word, however long it takes: the guest runs meanwhile, and the source keeps its copy."""

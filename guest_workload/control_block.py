@@ -1,8 +1,8 @@
 """The control block: the one page of words through which a host steers its guest, and what the guest tells of itself.
 
 A memfd of its own, mapped by the guest, by its host's daemon and by an observer; it outlives the daemon. Little-endian, fixed
-offsets (below), versioned. Who writes what: the vCPUs write their own blocks, and by atomic operations `parked`, `any_commit` and
-the last words of the errand; everything else is written by the one host that holds the guest.
+offsets (below), versioned. Who writes what: the vCPUs write their own blocks, and by atomic operations `parked`, `started`,
+`any_commit` and the last words of the errand; everything else is written by the one host that holds the guest.
 
 `run_state` and `parked` are the two halves of one aligned 64-bit word, and a vCPU leaves its park by compare-and-swap on the
 whole: (RUN, n) -> (RUN, n - 1). So a vCPU that is late in leaving a former park cannot start after a new pause request was made,
@@ -39,6 +39,7 @@ AT_RUN_STATE = 64  # u32, low half of the park word
 AT_PARKED = 68  # u32, high half; a futex word that is woken when the last vCPU has parked
 AT_DOORBELL = 72  # u32, a futex word
 AT_CLAIMED = 76  # u32: who does the errand: nobody (0), one vCPU (its number + 1) or EVERY_VCPU
+AT_STARTED = 80  # u32, vCPUs that have committed since the last resume; a futex word that is woken by the last of them
 AT_OWNER = 128  # u32
 AT_SESSION = 144  # 16 bytes
 SESSION_BYTES = 16
@@ -293,13 +294,21 @@ class ControlBlock:
 
     def wait_parked(self, timeout_s: float | None) -> bool:
         """Sleep until all vCPUs are parked or finished; False when `timeout_s` passed first. Blocks the calling thread."""
+        return self._wait_for_all(AT_PARKED, timeout_s)
+
+    def wait_started(self, timeout_s: float) -> bool:
+        """Sleep until all vCPUs have committed since the last `resume`; False when `timeout_s` passed first. Blocks."""
+        return self._wait_for_all(AT_STARTED, timeout_s)
+
+    def _wait_for_all(self, counter: int, timeout_s: float | None) -> bool:
+        """Sleep until a counter, which the last vCPU wakes, has counted them all; False when the time passed first."""
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        word = self._mapping.address + AT_PARKED
-        while (parked := int(self._u32[AT_PARKED // 4])) != self.vcpus:
+        word = self._mapping.address + counter
+        while (count := int(self._u32[counter // 4])) != self.vcpus:
             left_s = None if deadline is None else deadline - time.monotonic()
             if left_s is not None and left_s <= 0:
                 return False
-            futex.wait(word, parked, left_s)
+            futex.wait(word, count, left_s)
         return True
 
     @property
@@ -324,9 +333,10 @@ class ControlBlock:
         """Let every vCPU run; gives the time at which RUN was set.
 
         Never to be called by a host whose `owner` is not OWNER: that is invariant 1, and this function does not look. Meant for a
-        guest that is paused and quiet; resets `first_commits_ns`.
+        guest that is paused and quiet; resets `first_commits_ns`, and what `wait_started` waits for.
         """
         self._first_commits[:] = 0
+        self._u32[AT_STARTED // 4] = 0
         self._u64[AT_EPOCH // 8] = self.epoch + 1
         resumed_ns = now_ns()
         self._u64[AT_RESUMED // 8] = resumed_ns

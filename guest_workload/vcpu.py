@@ -47,6 +47,7 @@ _HEADER_BYTES, _BLOCK_BYTES = np.uint64(HEADER_BYTES), np.uint64(BLOCK_BYTES)
 _VCPUS = np.uint64(block_layout.AT_VCPUS)
 _RUN_STATE = np.uint64(block_layout.AT_RUN_STATE)
 _PARKED_COUNT = np.uint64(block_layout.AT_PARKED)
+_STARTED_COUNT = np.uint64(block_layout.AT_STARTED)
 _DOORBELL = np.uint64(block_layout.AT_DOORBELL)
 _STOP_AT = np.uint64(block_layout.AT_STOP_AT)
 _INTERVAL = np.uint64(block_layout.AT_INTERVAL)
@@ -86,6 +87,13 @@ def _must_park(header, transactions):  # type: ignore[no-untyped-def]
     return load_u32(header + _RUN_STATE) != _RUN or (stop_at != _0 and transactions >= stop_at)
 
 
+@njit(types.void(types.uint64, types.uint64), nogil=True, cache=True)
+def _count_in(header, counter):  # type: ignore[no-untyped-def]
+    """Count this vCPU in one of the header's counters; the last of all wakes who waits for them."""
+    if np.uint64(add_u32(header + counter, np.uint32(1))) + _1 == np.uint64(load_u32(header + _VCPUS)):
+        futex_wake_all(header + counter)
+
+
 @njit(types.boolean(types.uint64, types.uint64, types.uint64, types.uint32), nogil=True, cache=True)
 def _park(header, block, transactions, mine):  # type: ignore[no-untyped-def]
     """Stay parked until this vCPU may run (True) or must end (False)."""
@@ -93,8 +101,7 @@ def _park(header, block, transactions, mine):  # type: ignore[no-untyped-def]
     # all their stores.
     finished: Any = load_u32(header + _RUN_STATE) == _RUN
     store_u32(block + _STATE, _FINISHED if finished else _PARKED)
-    if np.uint64(add_u32(header + _PARKED_COUNT, np.uint32(1))) + _1 == np.uint64(load_u32(header + _VCPUS)):
-        futex_wake_all(header + _PARKED_COUNT)
+    _count_in(header, _PARKED_COUNT)
     while True:
         bell = load_u32(header + _DOORBELL)
         state = load_u32(header + _RUN_STATE)
@@ -257,6 +264,7 @@ def run_vcpu(step, header, block, memory, registers, parameters, is_timed):  # t
         store_u64(block + _LAST_COMMIT, now_ns)
         if first_is_due:
             store_u64(block + _FIRST_COMMIT, now_ns)
+            _count_in(header, _STARTED_COUNT)
             first_is_due = False
         commits += _1
         store_u64(block + _COMMITS, commits)

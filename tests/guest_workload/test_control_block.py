@@ -140,6 +140,15 @@ def test_waiting_for_a_park_ends_with_the_last_one_or_the_time() -> None:
     control.close()
 
 
+def test_a_resume_counts_the_vcpus_that_start_anew() -> None:
+    control = ControlBlock.create(2)
+    control._u32[layout.AT_STARTED // 4] = 2
+    assert control.wait_started(0)
+    control.resume()
+    assert not control.wait_started(0.01)
+    control.close()
+
+
 def test_buckets_hold_what_the_ring_still_holds() -> None:
     control = ControlBlock.create(2)
     ten_ms = layout.BUCKET_NS

@@ -36,6 +36,20 @@ def pause_again_and_again(machine: MachineMaker, vcpus: int, times: int) -> None
     assert guest.control.epoch == times
 
 
+@pytest.mark.parametrize("vcpus", [1, 2, 16])
+def test_all_started_means_that_each_has_committed(machine: MachineMaker, vcpus: int) -> None:
+    guest = machine("random", vcpus, interval_ns=1_000_000)
+    for _ in range(30):
+        guest.control.resume()
+        assert guest.control.wait_started(30)
+        assert guest.control.first_commits_ns().all()
+        guest.pause()
+    # One that finishes before its first transaction has not started.
+    guest.control.stop_at = int(guest.control.registers[0, 0])
+    guest.control.resume()
+    assert not guest.control.wait_started(0.02)
+
+
 @pytest.mark.parametrize("vcpus", [1, 2, 16, 64])
 def test_all_parked_means_that_nothing_moves(machine: MachineMaker, vcpus: int) -> None:
     # 64 busy threads take their time to run again on two cores.
