@@ -43,7 +43,7 @@ class DemandPaging:
         self.publisher = Publisher(uffd, guest.address, guest.memory.size_bytes, unit_pages)
         self.ledger = Ledger(total_pages, unit_pages, states.array[:total_pages])
         self.intake = Intake(self.ledger, self.publisher, total_pages, unit_pages)
-        self.faults = FaultHandler(uffd, guest.address, self.ledger, self.intake, self.publisher, on_error)
+        self.faults = FaultHandler(uffd, guest.address, self.ledger, self.intake, on_error)
 
     @classmethod
     def begin(

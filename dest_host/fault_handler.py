@@ -16,7 +16,6 @@ from collections.abc import Callable
 
 from pagefire.dest_host.intake import Intake
 from pagefire.dest_host.ledger import Ledger
-from pagefire.dest_host.publishing import Publisher
 from pagefire.guest_workload.linux import userfaultfd
 from pagefire.protocol.errors import LinkLost
 from pagefire.protocol.pages import PAGE_BYTES
@@ -40,14 +39,12 @@ class FaultHandler:
         address: int,
         ledger: Ledger,
         intake: Intake,
-        publisher: Publisher,
         on_error: Callable[[BaseException], object],
     ) -> None:
         self._uffd = uffd
         self._address = address
         self._ledger = ledger
         self._intake = intake
-        self._publisher = publisher
         self._on_error = on_error
         self._ask: Ask | None = None
         self._asking = threading.Lock()
@@ -95,7 +92,7 @@ class FaultHandler:
             self._resolve((address - self._address) // PAGE_BYTES, now)
 
     def _resolve(self, page: int, now: int) -> None:
-        if self._publish(page, PUBLISH_WINDOW_PAGES):
+        if self._intake.show(page, PUBLISH_WINDOW_PAGES):
             self.minor_faults += 1
             return
         self._intake.note_wait(page, now)
@@ -103,7 +100,7 @@ class FaultHandler:
             asked = self._request(page)
         if not asked:
             # It may have arrived between the two looks: whoever published it may not have seen that somebody waits for it.
-            self._publish(page, 1)
+            self._intake.show(page)
 
     def _request(self, page: int) -> bool:
         """Ask for a page and what goes with it; False where there is no link, or it was asked for, or has come."""
@@ -112,16 +109,4 @@ class FaultHandler:
         # Of a link that is lost the receiving thread hears as well, and the next one is asked again.
         with contextlib.suppress(LinkLost):
             self._ask(wanted)
-        return True
-
-    def _publish(self, page: int, window_pages: int) -> bool:
-        """Publish a page that is here, with its neighbours in the window; False when it is not here."""
-        start, stop = self._ledger.publishable_around(page, window_pages)
-        if start < stop:
-            self._intake.publish(start, stop)
-        elif self._ledger.is_zero(page):
-            self._publisher.publish_zero(page)
-            self._intake.settle_waits(page, page + 1)
-        else:
-            return False
         return True

@@ -3,14 +3,16 @@
 One `Intake` a migration; `resume_begins` changes its rule, once, while no page is under way (READY is sent only when every page
 connection has brought its marker, and the source pushes only after HANDOVER).
 
-Of what has come long runs are shown, single pages only to who waits for them, and nothing ahead of a fault: to show takes a call
-for each run, beside vCPUs that fault in the same memory, and what is not shown holds the guest up only until the last page has
-come; from then on the kernel serves all of it by itself. Measured on two cores, hybrid, 2 GiB, 50,000 stores/s in 256 MiB, some
-4,500 scattered pages left, twelve migrations each, three times, in turn, medians: with every page shown the last had come 58, 62
-and 63 ms after the resume, 8 to 15 faults had waited for 16 to 21 ms in all, and 473 to 557 found their page here but not shown;
-with long runs alone 17, 19 and 22 ms, 1 or 2 faults for 2 to 6 ms, and 79 to 100. Earlier, and worse still: the pages around each
-that came (units of 16), 140 and 147 ms, without 70 and 76; what the guest had been writing, by a thread of its own, 84 and 98 ms,
-without 25 and 36. In mode postcopy, 1 GiB, units of 16 took 1.45 and 1.64 s, without 1.13 and 1.25.
+What has come is shown to who waits for it, and nothing ahead of a fault: to show takes a call for each run, in which the guest's
+mapping is locked, beside vCPUs that fault in the same memory; a guest that is shown pages runs sooner into one that is missing,
+and each of these is a piece of the push's time; and what is not shown holds the guest up, by one short fault for all of a window
+(fault_handler.py), only until the last page has come: from then on the kernel serves all of it by itself. Measured on two cores, in
+turn, medians. At full rate, all 256 MiB of the working set left by hybrid, six migrations each, twice: with runs of 16 pages and
+more shown the last page came after 254 and 269 ms, 398 and 393 faults waited for 222 and 232 ms in all, and 35 and 34 found their
+page here but not shown; with none shown 151 and 149 ms, 148 and 114 faults, 80 and 71 ms, 124 and 114. Mode postcopy, 1 GiB, 50,000
+stores/s in 256 MiB, four each, twice: 1.01 and 1.07 s, 883 and 1,084 faults, 636 and 729 ms, 249 and 359; with none shown 0.99 and
+0.97 s, 777 and 614 faults, 514 and 446 ms, 982 and 838. Some 4,500 scattered pages left, when all of them were shown: 58 to 63 ms,
+and without 17 to 22.
 """
 
 from __future__ import annotations
@@ -32,9 +34,6 @@ _ZERO_PAGES_AT_ONCE = 1 << 16
 #: After each so many pages of a batch it is asked whether somebody waits: 512 pages took up to 1.5 ms, and a page that one of them
 #: is cannot be taken from the fault connection meanwhile.
 _PART_PAGES = 128
-#: Shorter runs of what has been pushed are left to a fault, or to the kernel once the last page is here. As many as the kernel maps
-#: at one fault; what hybrid leaves lies alone and what postcopy leaves in long runs, so that other limits were not tried.
-SHOWN_RUN_PAGES = 16
 
 
 class Intake:
@@ -127,28 +126,29 @@ class Intake:
             landing.zero(fresh)
             self._received(fresh)
 
-    def publish_ready(self, pages: PageSet, least_run_pages: int = 1) -> None:
-        """Show the guest those of `pages` that are here and current and were not shown yet; whole units around them.
-
-        Of shorter runs only pages that somebody waits for.
-        """
-        whole = pages.rounded(self._unit_pages, self._total_pages) if self._unit_pages > 1 else pages
-        # First those for which somebody waits: to show all of a batch takes as long as to fetch a page.
-        for page in self._waited_for(whole):
-            start, stop = self._ledger.publishable_around(page, self._unit_pages)
-            if start < stop:
-                self.publish(start, stop)
-        shown = self._ledger.unpublished(whole.long_runs(least_run_pages)).long_runs(least_run_pages)
+    def publish_ready(self, pages: PageSet) -> None:
+        """Show the guest, before it runs, those of `pages` that are here and current; whole units around them."""
+        shown = self._ledger.unpublished(self._whole_units(pages))
         self._publisher.publish_all(shown)
         self._ledger.mark_all_published(shown)
-        for page in self._waited_for(shown):
-            self.settle_waits(page, page + 1)
 
     def publish(self, start: int, stop: int) -> None:
         """Show the guest a run of pages that are here and current; whoever waits for one of them goes on."""
         self._publisher.publish(start, stop)
         self._ledger.mark_published(start, stop)
         self.settle_waits(start, stop)
+
+    def show(self, page: int, window_pages: int = 1) -> bool:
+        """Show the guest a page that it waits for, with its neighbours in an aligned window; False when it is not here."""
+        start, stop = self._ledger.publishable_around(page, window_pages)
+        if start < stop:
+            self.publish(start, stop)
+        elif self._ledger.is_zero(page):
+            self._publisher.publish_zero(page)
+            self.settle_waits(page, page + 1)
+        else:
+            return False
+        return True
 
     def note_wait(self, page: int, since_ns: int) -> None:
         """A vCPU waits for this page since then; its latency is taken when the page is published."""
@@ -161,8 +161,6 @@ class Intake:
             return list(self._waiting)
 
     def _waited_for(self, pages: PageSet) -> list[int]:
-        if not self._waiting:
-            return []
         with self._waiting_lock:
             return [page for page in self._waiting if page in pages]
 
@@ -194,12 +192,13 @@ class Intake:
         thread that still publishes with it.
         """
         self._ledger.mark_received(fresh)
-        self.publish_ready(fresh, SHOWN_RUN_PAGES)
-        for page in self._waited_for(fresh):
-            if self._ledger.is_zero(page):
-                self._publisher.publish_zero(page)
-                self.settle_waits(page, page + 1)
+        if self._waiting:
+            for page in self._waited_for(self._whole_units(fresh)):
+                self.show(page)
         self._published(fresh.pages)
+
+    def _whole_units(self, pages: PageSet) -> PageSet:
+        return pages.rounded(self._unit_pages, self._total_pages) if self._unit_pages > 1 else pages
 
     def _published(self, pages: int) -> None:
         """So many pages more are not missing any longer; with the last one the kernel serves the guest's faults by itself.

@@ -196,11 +196,6 @@ class PageSet:
         stops[-1] -= int(ends[last_run]) - last
         return PageSet._valid(starts, stops)
 
-    def long_runs(self, least_pages: int) -> PageSet:
-        """Hold those runs that have at least so many pages."""
-        long = self.counts >= least_pages
-        return self if long.all() else PageSet._valid(self.starts[long], self.stops[long])
-
     def batches(self, batch_pages: int, batch_runs: int | None = None) -> Iterator[PageSet]:
         """Cut the set, in ascending order, into sets of at most `batch_pages` pages and `batch_runs` runs."""
         if batch_pages < 1 or (batch_runs is not None and batch_runs < 1):

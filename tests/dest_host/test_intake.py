@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from pagefire.dest_host.intake import SHOWN_RUN_PAGES, Intake, percentiles_us
+from pagefire.dest_host.intake import Intake, percentiles_us
 from pagefire.dest_host.landing import Landing
 from pagefire.dest_host.ledger import Ledger
 from pagefire.dest_host.publishing import Publisher
@@ -162,13 +162,15 @@ def test_waits_are_measured_until_the_page_is_published(destination: Destination
     assert len(destination.intake.waits_ns) == 1
 
 
-def test_short_runs_are_shown_to_who_waits_and_long_ones_to_all(destination: Destination, user: MemoryUser) -> None:
-    short, long = PageSet.of_runs([0, 40], [3, 40 + SHOWN_RUN_PAGES - 1]), PageSet.span(100, 100 + SHOWN_RUN_PAGES)
-    destination.resume(short | long)
-    destination.intake.note_wait(2, 1)
-    take(destination, short | long, 1)
-    assert destination.ledger.unpublished(short | long) == short - PageSet.span(2, 3)
-    assert len(destination.intake.waits_ns) == 1
+def test_what_comes_is_shown_to_who_waits_for_it(destination: Destination, user: MemoryUser) -> None:
+    missing = PageSet.of_runs([0, 40, 100], [3, 55, 228])
+    destination.resume(missing)
+    for page in (2, 101, 230):
+        destination.intake.note_wait(page, 1)
+    take(destination, missing, 1)
+    assert destination.ledger.unpublished(missing) == missing - PageSet.of_pages([2, 101])
+    assert destination.intake.waited_for() == [230]
+    assert len(destination.intake.waits_ns) == 2
     assert destination.completions == 1
     destination.publisher.disarm()
     assert user.load([0, 2, 40, 100]) == [[1]] * 4
@@ -202,11 +204,11 @@ class SlowPublisher(Publisher):
         super().__init__(uffd, address, memory_bytes)
         self.publishing, self.go_on = threading.Event(), threading.Event()
 
-    def publish_all(self, pages: PageSet) -> None:
-        if 0 in pages:
+    def publish(self, start: int, stop: int) -> None:
+        if start == 0:
             self.publishing.set()
             assert self.go_on.wait(20)
-        super().publish_all(pages)
+        super().publish(start, stop)
 
 
 def test_it_is_not_complete_while_somebody_publishes(user: MemoryUser, make_memory: MemoryMaker) -> None:
@@ -216,6 +218,7 @@ def test_it_is_not_complete_while_somebody_publishes(user: MemoryUser, make_memo
     publisher = destination.publisher
     assert isinstance(publisher, SlowPublisher)
     destination.resume(PageSet.span(0, 32))
+    destination.intake.note_wait(0, 1)
     slow = threading.Thread(target=take, args=(destination, PageSet.span(0, 16), 1))
     slow.start()
     assert publisher.publishing.wait(20)

@@ -118,7 +118,7 @@ class Resumed:
             missing = self._pages(STALE, ABSENT, STALE_NOW_ZERO, ABSENT_ZERO)
             link.intake.resume_begins(missing, lambda: loop.call_soon_threadsafe(complete.set))
             handler = FaultHandler(
-                self._uffd, self._user.address, link.ledger, link.intake, self._publisher,
+                self._uffd, self._user.address, link.ledger, link.intake,
                 on_error=lambda error: broken.set(),
             )  # fmt: skip
             handler.start()

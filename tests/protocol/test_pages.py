@@ -43,13 +43,6 @@ def test_of_runs_merges_what_touches_and_drops_what_is_empty(runs: list[tuple[in
     assert as_set(pages) == {page for start, stop in runs for page in range(start, stop)}
 
 
-@given(numbers, st.integers(1, 5))
-def test_long_runs_are_those_of_so_many_pages(chosen: set[int], least_pages: int) -> None:
-    pages = PageSet.of_pages(list(chosen))
-    runs = [set(range(start, stop)) for start, stop in zip(pages.starts.tolist(), pages.stops.tolist(), strict=True)]
-    assert as_set(pages.long_runs(least_pages)) == {page for run in runs if len(run) >= least_pages for page in run}
-
-
 @given(numbers, numbers)
 def test_algebra(one: set[int], other: set[int]) -> None:
     a, b = PageSet.of_pages(list(one)), PageSet.of_pages(list(other))

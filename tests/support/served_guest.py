@@ -42,9 +42,7 @@ class ServedGuest:
         loop = asyncio.get_running_loop()
         self.intake.resume_begins(missing, lambda: loop.call_soon_threadsafe(self.complete.set))
         self.errors: list[BaseException] = []
-        self.handler = FaultHandler(
-            self.uffd, user.address, self.ledger, self.intake, self.publisher, on_error=self.errors.append
-        )
+        self.handler = FaultHandler(self.uffd, user.address, self.ledger, self.intake, on_error=self.errors.append)
         ours, (wire, connection) = fault_ends()
         self.source = FrameStream(*ours)
         self.landing = Landing(wire, memory, self.ledger)
