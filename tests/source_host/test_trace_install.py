@@ -379,8 +379,9 @@ def test_a_considerate_install_waits_for_a_guest_that_falls_behind(make_guest: G
     need_pagemap_scan()
     guest = make_guest()
     time.sleep(1.2)
-    took_s = {}
-    for loss in (None, 0.03):
+    took_s: dict[float | None, float] = {}
+    # A thread that lost its CPU makes one install of some milliseconds twice as long, and none shorter: the least counts.
+    for loss in (None, None, None, 0.03):
         tracker = make_tracker(guest, choose_tracker(), Granularity.PAGE)
         try:
             granules = tracker.register()
@@ -388,7 +389,7 @@ def test_a_considerate_install_waits_for_a_guest_that_falls_behind(make_guest: G
             assert guest.control.wait_parked(30)
             way = InstallOptions("loose", "host", Granularity.PAGE, 64, loss)
             installed = install(tracker, guest, way, granules)
-            took_s[loss] = (installed.ended_ns - installed.began_ns) / 1e9
+            took_s[loss] = min(took_s.get(loss, np.inf), (installed.ended_ns - installed.began_ns) / 1e9)
             guest.control.resume()
             time.sleep(1.2)
         finally:
