@@ -25,7 +25,7 @@ import time
 from dataclasses import dataclass, field, replace
 
 from pagefire.guest_workload.guest_process import GuestProcess
-from pagefire.guest_workload.linux.memfd import data_extents
+from pagefire.guest_workload.linux.memfd import data_among, data_extents
 from pagefire.guest_workload.page_digests import page_digests
 from pagefire.protocol.errors import Cancelled, GuestError
 from pagefire.protocol.messages import Failure
@@ -160,14 +160,16 @@ class Predicting:
         )
 
     async def _begin_tracing(self) -> tuple[PageSet, float]:
-        """Install tracing where the migration would have rounds; gives the pages that have contents, and what finding them took.
+        """Install tracing where the migration would have rounds; gives the pages with contents, and what asking for more took.
 
         A rolling install goes with the first round. Here it is a loose one, or nothing would be seen of the guest.
         """
         memory = self._guest.memory
         if self.options.mode not in ("hybrid", "precopy"):
+            pages = await in_thread(data_extents, memory.fd, 0, memory.size_bytes)
             began_s = time.monotonic()
-            return await in_thread(data_extents, memory.fd, 0, memory.size_bytes), time.monotonic() - began_s
+            await in_thread(data_among, memory.fd, PageSet.span(0, pages_of(memory.size_bytes)) - pages)
+            return pages, time.monotonic() - began_s
         how = self.options.trace_install
         choice = await in_thread(choose_tracker, self.options.tracker)
         loosely = replace(how, policy="loose", tracer="host") if how.policy == "rolling" else how

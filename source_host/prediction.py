@@ -33,9 +33,9 @@ from pagefire.source_host.postcopy import GRACE_S, LITTLE_PAGES
 DOWNTIME_S, VCPU_S = 0.003, 0.0001
 #: From there to the guest's first commit: in pre-copy, and where its first pages are fetched.
 FIRST_COMMIT_S, FIRST_FETCHES_S = 0.0005, 0.001
-#: What the push takes for a page at least, and for a run of pages besides: the destination shows each to the guest, which runs
-#: beside it. Of 20 migrations over an unbounded loopback long runs took 3.1-6.4 us a page, single pages 9-22.
-PUSH_PAGE_S, PUSH_RUN_S = 4.5e-6, 9e-6
+#: What the push takes for a page at least, and for a run of pages besides, beside the guest. Over an unbounded loopback, medians of
+#: 6 to 16 migrations: long runs 2.1 (256 MiB) to 3.7 us a page, the single pages of hybrid 2.5 (30,000) to 6 (1,000).
+PUSH_PAGE_S, PUSH_RUN_S = 3e-6, 3e-6
 #: Hot pages that go in the stun of hybrid.
 HOT_PAGES = 30
 #: The destination's word that it misses nothing, once it does.
@@ -50,7 +50,8 @@ _MOST_LOOKS = 1_000_000
 class Observed:
     """What was measured, by the names of `Prediction`; `dirty` is empty where nothing is traced.
 
-    `scan_s`: one collection, or where nothing is traced, finding all pages; `digest_page_s`: comparing one page (`--verify`).
+    `scan_s`: one collection, or where nothing is traced, asking which holes have filled; `digest_page_s`: comparing one page
+    (`--verify`).
     `resident_pages` includes the `swapped_pages`. *Touched* are pages in granules that are written. `touched_by[i]` is the share of
     them that lies within the first i of n - 1 equal parts of all pages, in ascending order (empty: they lie evenly). `runs_a_page`
     says how scattered the written pages lie: 1 for single ones, near 0 for long runs.
