@@ -3,16 +3,16 @@
 One `Intake` a migration; `resume_begins` changes its rule, once, while no page is under way (READY is sent only when every page
 connection has brought its marker, and the source pushes only after HANDOVER).
 
-What has come is shown to who waits for it, and nothing ahead of a fault: to show takes a call for each run, in which the guest's
-mapping is locked, beside vCPUs that fault in the same memory; a guest that is shown pages runs sooner into one that is missing,
-and each of these is a piece of the push's time; and what is not shown holds the guest up, by one short fault for all of a window
-(fault_handler.py), only until the last page has come: from then on the kernel serves all of it by itself. Measured on two cores, in
-turn, medians. At full rate, all 256 MiB of the working set left by hybrid, six migrations each, twice: with runs of 16 pages and
-more shown the last page came after 254 and 269 ms, 398 and 393 faults waited for 222 and 232 ms in all, and 35 and 34 found their
-page here but not shown; with none shown 151 and 149 ms, 148 and 114 faults, 80 and 71 ms, 124 and 114. Mode postcopy, 1 GiB, 50,000
-stores/s in 256 MiB, four each, twice: 1.01 and 1.07 s, 883 and 1,084 faults, 636 and 729 ms, 249 and 359; with none shown 0.99 and
-0.97 s, 777 and 614 faults, 514 and 446 ms, 982 and 838. Some 4,500 scattered pages left, when all of them were shown: 58 to 63 ms,
-and without 17 to 22.
+What has come is shown to who waits for it, and nothing ahead of a fault: to show takes a call for each run, 50 us for 128 pages,
+beside vCPUs that fault in the same memory; a guest that is shown pages runs sooner into one that is missing, and each of these is a
+piece of the push's time; and what is not shown holds the guest up, by one short fault for all of a window (fault_handler.py), only
+until the last page has come: from then on the kernel serves all of it by itself. Measured on two cores, in turn, medians. At full
+rate, all 256 MiB of the working set left by hybrid, six migrations each, twice: with runs of 16 pages and more shown the last page
+came after 254 and 269 ms, 398 and 393 faults waited for 222 and 232 ms in all, and 35 and 34 found their page here but not shown;
+with none shown 151 and 149 ms, 148 and 114 faults, 80 and 71 ms, 124 and 114. Mode postcopy, 1 GiB, 50,000 stores/s in 256 MiB,
+four each, twice: 1.01 and 1.07 s, 883 and 1,084 faults, 636 and 729 ms, 249 and 359; with none shown 0.99 and 0.97 s, 777 and 614
+faults, 514 and 446 ms, 982 and 838. Some 4,500 scattered pages left, when all of them were shown: 58 to 63 ms, and without 17 to
+22.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ DOWNTIME_S, VCPU_S = 0.003, 0.0001
 #: From there to the guest's first commit: in pre-copy, and where its first pages are fetched.
 FIRST_COMMIT_S, FIRST_FETCHES_S = 0.0005, 0.001
 #: What the push takes for a page at least, and for a run of pages besides, beside the guest. Over an unbounded loopback, medians of
-#: 6 to 16 migrations: long runs 2.1 (256 MiB) to 3.7 us a page, the single pages of hybrid 2.5 (30,000) to 6 (1,000).
+#: 6 to 16 migrations: long runs 2.1 (256 MiB) to 3.7 us a page, 900 to 1,400 single pages 4 to 6, with all that a resume takes.
 PUSH_PAGE_S, PUSH_RUN_S = 3e-6, 3e-6
 #: Hot pages that go in the stun of hybrid.
 HOT_PAGES = 30
