@@ -23,13 +23,14 @@ import numpy as np
 
 from pagefire.guest_workload.linux import scheduling
 from pagefire.guest_workload.linux.memfd import Mapping
-from pagefire.protocol.compression import codecs_of
+from pagefire.protocol.compression import Way, codecs_of
 from pagefire.protocol.connection import Connection
 from pagefire.protocol.messages import (
     MAX_FRAME_PAGES,
     MAX_FRAME_RUNS,
     MAX_ZERO_PAGES,
     CompressedPages,
+    DeltaPages,
     Pages,
     RoundEnd,
     ZeroPages,
@@ -37,8 +38,11 @@ from pagefire.protocol.messages import (
 from pagefire.protocol.pages import PAGE_BYTES, PageSet
 from pagefire.protocol.transport.tasks import in_thread
 from pagefire.protocol.transport.wire import Wire
+from pagefire.source_host.deltas import Deltas
+from pagefire.source_host.link_watch import LinkWatch
 from pagefire.source_host.packing import Packing
 from pagefire.source_host.sent_digests import Contents, SentDigests
+from pagefire.source_host.sent_versions import SentVersions
 from pagefire.source_host.sieve import Sieve
 from pagefire.source_host.zero_look import ZeroLook
 
@@ -66,9 +70,12 @@ class PageStream:
         self._zeros = ZeroLook(memory)
         self._executor = ThreadPoolExecutor(1, "pages", scheduling.set_slice, (scheduling.BULK_SLICE_NS,))
         self.packing: Packing | None = None
+        self._watch = LinkWatch(wire)
         if compress != "off":
-            self.packing = Packing(compress, sorted(connection.codecs & set(codecs_of(compress))), memory, wire)
+            codecs = sorted(connection.codecs & set(codecs_of(compress)))
+            self.packing = Packing(compress, codecs, memory, self._watch)
         self.sieve: Sieve | None = None
+        self.deltas: Deltas | None = None
         self.sent_pages = 0
         self.zero_pages = 0
         self.payload_bytes = 0
@@ -88,6 +95,16 @@ class PageStream:
     def sift(self, mode: str, digests: SentDigests, *, coarse: bool) -> None:
         """Leave out of the rounds that follow what the destination holds already, by digests that all streams share (`Sieve`)."""
         self.sieve = Sieve(mode, digests, self._memory, self._wire, coarse=coarse)
+
+    def take_deltas(self, versions: SentVersions) -> None:
+        """Send what has changed of pages in the rounds that follow, by versions that all streams share (`Deltas`).
+
+        Where pages may be compressed, and the peer knows differences; otherwise they go whole.
+        """
+        if self.packing is not None and self._connection.deltas:
+            codecs = sorted(self._connection.codecs)
+            packing = Packing(self.packing.mode, codecs, self._memory, self._watch, Way.DELTAS)
+            self.deltas = Deltas(versions, packing, self._memory, self._watch)
 
     def begin_round(self, written: Iterable[PageSet], holes: PageSet, round_number: int) -> asyncio.Future[None]:
         """Let the thread send these pages and then the round's marker, from now on; `ended` awaits it.
@@ -123,8 +140,7 @@ class PageStream:
         self._wire.close()
 
     def _begin(self, work: Callable[P, None], /, *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[None]:
-        if self.packing is not None:
-            self.packing.begin()
+        self._watch.begin()
         begun = asyncio.wrap_future(self._executor.submit(work, *args, **kwargs))
         # Where the migration fails before this is awaited, nobody asks how it ended.
         begun.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
@@ -136,11 +152,8 @@ class PageStream:
         for batch in holes.batches(MAX_ZERO_PAGES, MAX_FRAME_RUNS):
             self._send_zero_pages(batch)
         for part in written:
-            if self.sieve is None:
-                self.send_pages(part)
-            else:
-                for changed, copies in self.sieve.changed(self._with_contents(part, self.sieve)):
-                    self._send_contents(changed, copies)
+            for pages, copies in self._sifted(part):
+                self._send_changes(pages, copies)
         self._wire.send([self._connection.send(RoundEnd(round_number))])
 
     def send_pages(self, pages: PageSet) -> None:
@@ -148,7 +161,30 @@ class PageStream:
         for part in self._with_contents(pages):
             if self.sieve is not None:
                 self.sieve.sent_otherwise(part)
+            if self.deltas is not None:
+                self.deltas.sent_otherwise(part)
             self._send_contents(part)
+
+    def _sifted(self, pages: PageSet) -> Iterator[tuple[PageSet, Contents | None]]:
+        """Give what of a round's pages has contents and may have changed, with its private copies where there are any."""
+        if self.sieve is not None:
+            yield from self.sieve.changed(self._with_contents(pages, self.sieve))
+            return
+        for part in self._with_contents(pages):
+            yield part, None
+
+    def _send_changes(self, pages: PageSet, copies: Contents | None) -> None:
+        """Send pages of a round: what they differ by from what was sent last, as far as that is known and pays."""
+        if self.deltas is None:
+            self._send_contents(pages, copies)
+            return
+        for part in self.deltas.parts(pages, copies):
+            if part.packed is None:
+                self._send_contents(part.pages, part.copies)
+                continue
+            codec, packed = part.packed
+            with self.deltas.packing.sending(part.pages, part.packed):
+                self._send_packed(DeltaPages(part.pages, codec), packed)
 
     def _with_contents(self, pages: PageSet, sieve: Sieve | None = None) -> Iterator[PageSet]:
         """Send the zero pages among some pages, but for those that a sieve leaves out, and give the others, a frame's at a time."""
@@ -167,6 +203,8 @@ class PageStream:
         self._wire.send([self._connection.send(ZeroPages(pages))])
         if self.sieve is not None:
             self.sieve.sent_zeros(pages)
+        if self.deltas is not None:
+            self.deltas.sent_otherwise(pages)
         self.sent_pages += pages.pages
         self.zero_pages += pages.pages
 
@@ -183,11 +221,11 @@ class PageStream:
                 if packed is None:
                     self._send_raw(batch, copies)
                 else:
-                    self._send_packed(batch, *packed)
+                    self._send_packed(CompressedPages(batch, packed[0]), packed[1])
 
-    def _send_packed(self, pages: PageSet, codec: str, packed: bytes) -> None:
-        self._wire.send([self._connection.send(CompressedPages(pages, codec), len(packed), [packed]), packed])
-        self.sent_pages += pages.pages
+    def _send_packed(self, message: CompressedPages | DeltaPages, packed: bytes) -> None:
+        self._wire.send([self._connection.send(message, len(packed), [packed]), packed])
+        self.sent_pages += message.pages.pages
         self.payload_bytes += len(packed)
 
     def _send_raw(self, pages: PageSet, copies: Contents | None = None) -> None:
