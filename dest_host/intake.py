@@ -79,6 +79,12 @@ class Intake:
                 "the peer sent a page outside the guest's memory", f"page {int(pages.stops[-1]) - 1}"
             )
 
+    def check_in_round(self, pages: PageSet) -> None:
+        """Refuse differences to pages that may have changed here, or are outside the guest's memory, with RemoteProtocolError."""
+        self.check_within(pages)
+        if self._resumed:
+            raise RemoteProtocolError("the peer sent differences after the resume", f"of page {int(pages.starts[0])}")
+
     def take(self, pages: PageSet, landing: Landing) -> None:
         """Take contents of `pages`, of a round or pushed, from the landing's socket."""
         self.check_within(pages)

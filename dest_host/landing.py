@@ -62,6 +62,11 @@ class Landing:
         self._wire.fill(buffers)
         self._ledger.mark_filled(wanted)
 
+    def changed(self, pages: PageSet, differences: bytes) -> memoryview:
+        """Give what `pages` become where they differ so from what memory holds (XOR); changes nothing."""
+        held = self._pages[pages.index()]
+        return (held ^ np.frombuffer(differences, np.uint8).reshape(held.shape)).data.cast("B")
+
     def zero(self, pages: PageSet) -> None:
         """Make `pages` read as zero. Only pages that have contents are written: a hole is zero already."""
         stale = self._ledger.filled_among(pages)

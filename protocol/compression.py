@@ -203,34 +203,51 @@ class LinkSpeed:
             self._bytes = self._seconds = 0.0
 
 
+class Way(enum.Enum):
+    """In which way a batch of pages goes."""
+
+    RAW = "as they are"
+    PACKED = "packed"
+    DELTAS = "as differences, packed"
+
+
+@dataclass(slots=True)
+class _Rest:
+    """Until when a way is not gone, how long it rests the next time, and how quick it was when it was found to be slower."""
+
+    next_s: float
+    until_s: float = 0.0
+    slower_bps: float = 0.0
+
+
 class Paces:
     """Bytes of contents a second that went raw, and that went packed, packing included; and what follows for the next batch.
 
-    What counts is what has left the socket, by the share that packing left of it, once all that was sent the other way has gone.
+    What counts is what has left the socket, by the share that packing left of it, once all that was sent another way has gone.
     Where packed pages were slower, codecs rest, while raw ones are quicker than that, for a second, and twice as long each time
-    that they are slower again.
+    that they are slower again. Whole pages and differences rest each for themselves.
     """
 
     WINDOW_S, LEAST_S = 0.5, 0.05
     FIRST_REST_S, LONGEST_REST_S = 1.0, 16.0
 
     def __init__(self) -> None:
-        #: Bytes of contents and seconds, by whether they went packed.
-        self._carried = {False: (0.0, 0.0), True: (0.0, 0.0)}
-        self._packed = self._begun = False
+        #: Bytes of contents and seconds, by the way they went.
+        self._carried = {way: (0.0, 0.0) for way in Way}
+        self._rests = {way: _Rest(self.FIRST_REST_S) for way in Way}
+        self._way = Way.RAW
+        self._begun = False
         self._at_s = 0.0
         self._gone_bytes = self._clean_bytes = 0
-        #: Until when codecs rest, how long the next rest is, and how quick packed pages were.
-        self._rests_until_s, self._rest_s, self._slower_bps = 0.0, self.FIRST_REST_S, 0.0
 
     def begin(self) -> None:
         """Nothing was sent for a while."""
         self._begun = False
 
-    def before_batch(self, sent_bytes: int, *, packed: bool) -> None:
-        """A batch is about to go, packed or raw; so much was sent in all."""
-        if packed != self._packed or not self._begun:
-            self._packed, self._begun, self._clean_bytes = packed, False, sent_bytes
+    def before_batch(self, sent_bytes: int, way: Way) -> None:
+        """A batch is about to go this way; so much was sent in all."""
+        if way is not self._way or not self._begun:
+            self._way, self._begun, self._clean_bytes = way, False, sent_bytes
 
     def after_batch(self, now_s: float, sent_bytes: int, queued_bytes: int, share: float) -> None:
         """It went, with this share of it left; so much was sent in all, of which the socket holds `queued_bytes`."""
@@ -238,33 +255,33 @@ class Paces:
         if not self._begun:
             self._begun = True
         elif self._gone_bytes >= self._clean_bytes:
-            contents_bytes, seconds = self._carried[self._packed]
+            contents_bytes, seconds = self._carried[self._way]
             contents_bytes += (gone_bytes - self._gone_bytes) / share
             seconds += now_s - self._at_s
             while seconds > self.WINDOW_S:
                 contents_bytes, seconds = contents_bytes / 2, seconds / 2
-            self._carried[self._packed] = contents_bytes, seconds
+            self._carried[self._way] = contents_bytes, seconds
         self._at_s, self._gone_bytes = now_s, gone_bytes
 
-    def bps(self, *, packed: bool) -> float | None:
-        """Give the pace of raw or of packed pages, None where it is not known."""
-        contents_bytes, seconds = self._carried[packed]
+    def bps(self, way: Way) -> float | None:
+        """Give the pace of pages that go this way, None where it is not known."""
+        contents_bytes, seconds = self._carried[way]
         return contents_bytes / seconds if seconds >= self.LEAST_S else None
 
-    def checked(self, choice: Choice, now_s: float) -> Choice:
-        """Give the choice of `auto`, or raw pages where these are quicker, or where it is not known how quick they are."""
-        raw_bps, packed_bps = self.bps(packed=False), self.bps(packed=True)
+    def checked(self, choice: Choice, now_s: float, way: Way = Way.PACKED) -> Choice:
+        """Give the choice of `auto` for a way of packing, or raw pages: these are quicker, or nobody knows how quick they are."""
+        raw_bps, packed_bps, rest = self.bps(Way.RAW), self.bps(way), self._rests[way]
         if choice.codec is None:
             return choice
         if raw_bps is None:
             return Choice(None, Why.LINK_UNKNOWN)
         if packed_bps is not None and packed_bps < raw_bps:
-            self._carried[True] = 0.0, 0.0
-            self._rests_until_s, self._slower_bps = now_s + self._rest_s, packed_bps
-            self._rest_s = min(2 * self._rest_s, self.LONGEST_REST_S)
+            self._carried[way] = 0.0, 0.0
+            rest.until_s, rest.slower_bps = now_s + rest.next_s, packed_bps
+            rest.next_s = min(2 * rest.next_s, self.LONGEST_REST_S)
         elif packed_bps is not None:
-            self._rest_s = self.FIRST_REST_S
-        rests = now_s < self._rests_until_s and raw_bps > self._slower_bps
+            rest.next_s = self.FIRST_REST_S
+        rests = now_s < rest.until_s and raw_bps > rest.slower_bps
         return Choice(None, Why.WAS_SLOWER) if rests else choice
 
 

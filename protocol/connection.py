@@ -26,6 +26,7 @@ from pagefire.protocol.messages import (
     MAX_LONG_FRAME_PAGES,
     MAX_ZERO_PAGES,
     CompressedPages,
+    DeltaPages,
     Failure,
     Fetch,
     Hello,
@@ -36,7 +37,7 @@ from pagefire.protocol.messages import (
     Welcome,
     ZeroPages,
 )
-from pagefire.protocol.negotiation import CHECKSUM, LONG_FRAMES, codecs_in
+from pagefire.protocol.negotiation import CHECKSUM, DELTAS, LONG_FRAMES, codecs_in
 from pagefire.protocol.state import AFTER_WELCOME, CONTROL, STREAMS, WITH_PAYLOAD, Phase, Role, Side
 
 
@@ -63,6 +64,8 @@ class Connection:
         self.checksums = False
         #: By which codecs pages may be compressed here: known when the Welcome has passed.
         self.codecs: frozenset[str] = frozenset()
+        #: Whether differences may be sent here: known when the Welcome has passed.
+        self.deltas = False
         self._long_frames = False
         self._decoder = FrameDecoder()
         self._refused: str | None = None
@@ -135,10 +138,12 @@ class Connection:
             self.role = self._role_of(message)
             self.checksums = CHECKSUM in message.capabilities
             self.codecs = codecs_in(message.capabilities)
+            self.deltas = DELTAS in message.capabilities
             self._long_frames = LONG_FRAMES in message.capabilities
         elif isinstance(message, Welcome):
             self.checksums = self.checksums and CHECKSUM in message.capabilities
             self.codecs &= codecs_in(message.capabilities)
+            self.deltas = self.deltas and DELTAS in message.capabilities
             self._long_frames = self._long_frames and LONG_FRAMES in message.capabilities
         if self.role not in (Role.PAGES, Role.FAULT) or self.phase in (Phase.GREETING, Phase.JOINING):
             following = CONTROL.get((self.phase, sender), {}).get(kind)
@@ -151,8 +156,10 @@ class Connection:
             self.phase = Phase.OVER
         elif kind not in STREAMS[self._known_role, sender]:
             raise ValueError(f"not by the {sender.value} on a {self._known_role.value} connection")
-        elif isinstance(message, CompressedPages) and message.codec not in self.codecs:
+        elif isinstance(message, CompressedPages | DeltaPages) and message.codec not in self.codecs:
             raise ValueError(f"the codec {message.codec[:40]!r} was not agreed on")
+        elif isinstance(message, DeltaPages) and not self.deltas:
+            raise ValueError("differences were not agreed on")
 
     @property
     def _known_role(self) -> Role:
@@ -177,7 +184,7 @@ def _check_size(message: Message, payload_bytes: int, most_pages: int) -> None:
         case Pages(pages) if payload_bytes != pages.size_bytes:
             raise ValueError(f"{pages.pages} pages announced, {payload_bytes} bytes of payload")
         # What is not smaller goes as it is: so a receiver needs no more room for what came than for what becomes of it.
-        case CompressedPages(pages) if not 0 < payload_bytes < pages.size_bytes:
+        case CompressedPages(pages) | DeltaPages(pages) if not 0 < payload_bytes < pages.size_bytes:
             raise ValueError(f"{pages.pages} compressed pages announced, {payload_bytes} bytes of payload")
         case Switchover(registers_bytes=registers, swapped_bytes=swapped) if (
             min(registers, swapped) < 0 or registers + swapped > payload_bytes
@@ -188,13 +195,20 @@ def _check_size(message: Message, payload_bytes: int, most_pages: int) -> None:
         case Pages(pages) if pages.pages > most_pages:
             raise ValueError(f"{pages.pages} pages, a frame names {most_pages} at most here")
         # A receiver holds what one frame names, page by page.
-        case CompressedPages(pages) | Fetch(pages) | Switchover(hot=pages) if pages.pages > MAX_FRAME_PAGES:
+        case CompressedPages(pages) | DeltaPages(pages) | Fetch(pages) | Switchover(hot=pages) if (
+            pages.pages > MAX_FRAME_PAGES
+        ):
             raise ValueError(f"{pages.pages} pages, a frame names {MAX_FRAME_PAGES} at most")
         case ZeroPages(pages) if pages.pages > MAX_ZERO_PAGES:
             raise ValueError(f"{pages.pages} zero pages, a frame names {MAX_ZERO_PAGES} at most")
-        case Pages(pages) | CompressedPages(pages) | Fetch(pages) | ZeroPages(pages) | Switchover(hot=pages) if (
-            len(pages) > MAX_FRAME_RUNS
-        ):
+        case (
+            Pages(pages)
+            | CompressedPages(pages)
+            | DeltaPages(pages)
+            | Fetch(pages)
+            | ZeroPages(pages)
+            | Switchover(hot=pages)
+        ) if len(pages) > MAX_FRAME_RUNS:
             raise ValueError(f"{len(pages)} runs of pages, a frame names {MAX_FRAME_RUNS} at most")
         case Populate(pages) if len(pages) > MAX_EXTENT_RUNS:
             raise ValueError(f"{len(pages)} runs of pages, an announcement names {MAX_EXTENT_RUNS} at most")

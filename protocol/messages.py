@@ -21,8 +21,7 @@ import numpy as np
 from pagefire.protocol.errors import RemoteProtocolError
 from pagefire.protocol.pages import PageSet
 
-#: Pages that one Pages, CompressedPages or Fetch names at most (8 MiB), and runs, ZeroPages' too: bounds what a receiver has to
-#: hold for one frame.
+#: Pages that one frame with contents, or a Fetch, names at most (8 MiB), and runs, ZeroPages' too: what a receiver has to hold.
 MAX_FRAME_PAGES = 2048
 MAX_FRAME_RUNS = 512
 #: Pages that one Pages names at most where both ends can and nobody holds them (32 MiB): they go straight into the guest's memory.
@@ -205,6 +204,15 @@ class Foretold(Message):
     kind = 21
     bitmap_form: str
     remaining_pages: int
+
+
+@dataclass(frozen=True, slots=True)
+class DeltaPages(Message):
+    """What `pages` differ by from their last versions: contents XOR what the destination holds, packed as CompressedPages are."""
+
+    kind = 22
+    pages: PageSet
+    codec: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,10 +22,12 @@ CHECKSUM = "checksum"
 FORETOLD = "foretold-bitmap"
 #: Listed on a page connection by who sends, or takes, up to MAX_LONG_FRAME_PAGES of contents as they are in one frame.
 LONG_FRAMES = "long-frames"
+#: Listed on a page connection by who sends, or takes, differences to the last version of a page.
+DELTAS = "delta-pages"
 #: Codec -> what a source lists on a page connection that may bring pages compressed by it, and a destination that can read them.
 COMPRESSED = {codec: f"compressed-{codec}" for codec in CODECS}
 CAPABILITIES = tuple(
-    sorted(REQUIRED | {"raw-bitmap", "page-digests", CHECKSUM, FORETOLD, LONG_FRAMES, *COMPRESSED.values()})
+    sorted(REQUIRED | {"raw-bitmap", "page-digests", CHECKSUM, FORETOLD, LONG_FRAMES, DELTAS, *COMPRESSED.values()})
 )
 MODES = ("hybrid", "precopy", "postcopy", "stop-and-copy")
 MAX_STREAMS = 16
@@ -45,11 +47,13 @@ def choose_version(hello: Hello) -> int:
     return max(common)
 
 
-def source_capabilities(*, checksum: bool, codecs: Iterable[str] = ()) -> list[str]:
-    """Give what a source lists on one connection, on which it may use these codecs."""
+def source_capabilities(*, checksum: bool, codecs: Iterable[str] = (), deltas: bool = False) -> list[str]:
+    """Give what a source lists on one connection, on which it may use these codecs, and differences."""
     unwanted = {name for codec, name in COMPRESSED.items() if codec not in codecs}
     if not checksum:
         unwanted.add(CHECKSUM)
+    if not deltas:
+        unwanted.add(DELTAS)
     return [name for name in CAPABILITIES if name not in unwanted]
 
 

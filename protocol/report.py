@@ -119,9 +119,13 @@ class Round:
     page connections carried.
 
     skipped_pages: written by the guest before their turn came, or given up for a switch that a person asked for; not sent but left.
-    unchanged_pages: not sent because the destination held them just so (`--skip-unchanged`). look_s: seconds that the thread of a
-    page connection took to find that out, the mean of all. share_changed: the share of dirty_pages_after that the destination does
-    not hold as they are, by a sample; 1 where nobody looks.
+    unchanged_pages: not sent because the destination held them just so (`--skip-unchanged`). share_changed: the share of
+    dirty_pages_after that the destination does not hold as they are, by a sample; 1 where nobody looks. look_s: seconds that the
+    thread of a page connection took to find that out, and for differences, the mean of all.
+    delta_pages: of `pages`, those that went as differences (`--delta-cache`), of which delta_bytes of payload_bytes were left.
+    delta_share: the share of the contents of dirty_pages_after that differences would leave to be sent, by a sample;
+    settled_share: the same once all that the guest writes has been sent, as far as there is room for versions; both 1 without
+    differences.
     dirty_pages_per_s: how many different pages
     the guest wrote per second, in the last 0.5 s between two looks at a round that is so long, else in the whole of it.
     """
@@ -138,6 +142,10 @@ class Round:
     unchanged_pages: int = 0
     look_s: float = 0.0
     share_changed: float = 1.0
+    delta_pages: int = 0
+    delta_bytes: int = 0
+    delta_share: float = 1.0
+    settled_share: float = 1.0
 
 
 @dataclass(slots=True)
@@ -218,6 +226,31 @@ class Unchanged:
     hashed_pages: int = 0
     unchanged_pages: int = 0
     hash_s: float = 0.0
+    reason: str = ""
+
+
+@dataclass(slots=True)
+class DeltaCache:
+    """What `--delta-cache` made of pages that were sent again in rounds and stun. The push sends whole pages.
+
+    room_bytes: as asked for, of which used_bytes were used. delta_pages: pages that went as differences to the version sent last;
+    raw_bytes: their contents; sent_bytes: what became of these, without frames; ratio: the one by the other (None: none did).
+    whole_pages: pages with contents of which there was no version: most are sent for the first time. rewritten_pages: pages that
+    went whole because more than half of each had changed. turned_away_pages: pages whose version could not be kept, because the
+    room was taken by others of the same round. take_s: seconds of the page connections' threads for copying, comparing and
+    compressing. reason: why the last pages that were known went as they did, in words.
+    """
+
+    room_bytes: int
+    used_bytes: int = 0
+    delta_pages: int = 0
+    raw_bytes: int = 0
+    sent_bytes: int = 0
+    ratio: float | None = None
+    whole_pages: int = 0
+    rewritten_pages: int = 0
+    turned_away_pages: int = 0
+    take_s: float = 0.0
     reason: str = ""
 
 
@@ -423,6 +456,7 @@ class MigrationReport:
     swap: Swap | None = None
     compression: Compression | None = None
     unchanged: Unchanged | None = None
+    delta_cache: DeltaCache | None = None
     postcopy: Postcopy | None = None
     recoveries: int = 0
     paused_s: float | None = None

@@ -151,7 +151,7 @@ for _side in Side:
 
 #: What the other connections carry once they have been greeted.
 STREAMS: dict[tuple[Role, Side], frozenset[type[m.Message]]] = {
-    (Role.PAGES, _S): frozenset({m.Pages, m.CompressedPages, m.ZeroPages, m.RoundEnd}),
+    (Role.PAGES, _S): frozenset({m.Pages, m.CompressedPages, m.DeltaPages, m.ZeroPages, m.RoundEnd}),
     (Role.PAGES, _D): frozenset(),
     (Role.FAULT, _S): frozenset({m.Pages, m.ZeroPages}),
     (Role.FAULT, _D): frozenset({m.Fetch}),
@@ -159,5 +159,5 @@ STREAMS: dict[tuple[Role, Side], frozenset[type[m.Message]]] = {
 
 #: Messages that may bring a payload.
 WITH_PAYLOAD: frozenset[type[m.Message]] = frozenset(
-    {m.Pages, m.CompressedPages, m.Foretold, m.Switchover, m.PageDigests, m.Taken}
+    {m.Pages, m.CompressedPages, m.DeltaPages, m.Foretold, m.Switchover, m.PageDigests, m.Taken}
 )

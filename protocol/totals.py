@@ -17,8 +17,8 @@ OUTCOMES = ("completed", "failed", "cancelled")
 class Moved:
     """What a source has sent: `pages` in all, `zero_pages` of them without payload, `compressed_pages` of them compressed.
 
-    unchanged_pages were not sent, because the destination held them just so. wire_bytes: everything on all connections. recoveries:
-    links that were lost after the resume and found again.
+    delta_pages of them went as differences. unchanged_pages were not sent, because the destination held them just so. wire_bytes:
+    everything on all connections. recoveries: links that were lost after the resume and found again.
     """
 
     rounds: int = 0
@@ -26,6 +26,7 @@ class Moved:
     zero_pages: int = 0
     unchanged_pages: int = 0
     compressed_pages: int = 0
+    delta_pages: int = 0
     wire_bytes: int = 0
     recoveries: int = 0
 

@@ -33,6 +33,7 @@ MOVED = {
     "pages": ("pagefire_migration_pages_sent", "Pages sent in rounds, stuns and pushes, zero pages among them."),
     "zero_pages": ("pagefire_migration_zero_pages_sent", "Of the pages sent, those without payload because they were zero."),
     "compressed_pages": ("pagefire_migration_compressed_pages_sent", "Of the pages sent, those that went compressed."),
+    "delta_pages": ("pagefire_migration_delta_pages_sent", "Of the pages sent, those that went as differences."),
     "unchanged_pages": ("pagefire_migration_unchanged_pages", "Pages left out because the destination held them just so."),
     "wire_bytes": ("pagefire_migration_wire_bytes", "Bytes sent on all connections, frames included, TCP/IP headers not."),
     "recoveries": ("pagefire_migration_recoveries", "Links that were lost after a resume and found again."),

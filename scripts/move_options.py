@@ -13,7 +13,7 @@ from pagefire.protocol.compression import MODES as COMPRESSION_MODES
 from pagefire.protocol.errors import UsageError
 from pagefire.protocol.messages import MAX_FRAME_PAGES
 from pagefire.protocol.negotiation import MAX_STREAMS, MODES
-from pagefire.protocol.units import parse_duration, parse_throughput
+from pagefire.protocol.units import parse_duration, parse_size, parse_throughput
 from pagefire.scripts import options as o
 from pagefire.source_host.options import PREFETCH_PAGES, MigrationOptions
 from pagefire.source_host.retuning import MODES as RETUNED_MODES
@@ -88,6 +88,14 @@ class MoveOptions:
             rich_help_panel="Migration",
         ),
     ] = "off"
+    delta_cache: Annotated[
+        str | None,
+        typer.Option(
+            "--delta-cache",
+            help="Keep the last version of pages in so much memory (512MiB) and send in rounds what has changed; needs --compress.",
+            rich_help_panel="Migration",
+        ),
+    ] = None
     prefetch: Annotated[
         int,
         typer.Option(
@@ -180,6 +188,12 @@ class MoveOptions:
         o.one_of("--bitmap", self.bitmap, bitmaps.FORMS)
         o.one_of("--compress", self.compress, COMPRESSION_MODES)
         o.one_of("--skip-unchanged", self.skip_unchanged, SKIPPING_MODES)
+        if self.delta_cache is not None and self.compress == "off":
+            raise UsageError(
+                "--delta-cache without --compress sends nothing smaller",
+                "differences have as many bytes as pages until a codec packs them",
+                "add --compress auto, lz4 or zstd",
+            )
         tracing.require_possible()
         if self.on_limit is not None:
             o.one_of("--on-limit", self.on_limit, ("postcopy", "cancel"))
@@ -206,6 +220,7 @@ class MoveOptions:
             auto_converge=self.auto_converge,
             streams=page_connections(self.streams),
             compress=self.compress,
+            delta_cache_bytes=parse_size(self.delta_cache) if self.delta_cache is not None else 0,
             prefetch_pages=self.prefetch,
             skip_unchanged=self.skip_unchanged,
             max_bandwidth_Bps=parse_throughput(self.max_bandwidth) if self.max_bandwidth is not None else None,

@@ -248,7 +248,9 @@ def _precopy(report: Report) -> Iterable[RenderableType]:
 
 def _rounds(rounds: Sequence[Report]) -> Table:
     sifted = ("same",) if any(one.get("unchanged_pages") for one in rounds) else ()
-    table = grid("right", *("round", "pages", "zero", "on the wire", "time", "throughput", "skipped", *sifted, "left"))
+    deltas = ("differences",) if any(one.get("delta_pages") for one in rounds) else ()
+    head = ("round", "pages", "zero", *deltas, "on the wire", "time", "throughput", "skipped", *sifted, "left")
+    table = grid("right", *head)
     shown: list[Report | None] = list(rounds)
     if len(rounds) > _MAX_ROUNDS_SHOWN:
         half = _MAX_ROUNDS_SHOWN // 2
@@ -263,6 +265,7 @@ def _rounds(rounds: Sequence[Report]) -> Table:
             _words(one, "round", write=str),
             _words(one, "pages", write=format_count),
             _words(one, "zero_pages", write=format_count),
+            *(_words(one, "delta_pages", write=format_count) for _ in deltas),
             _words(one, "wire_bytes", write=format_size),
             _duration(one, "duration_s"),
             speed,
@@ -349,6 +352,8 @@ def _cost(report: Report) -> RenderableType:
         rows.append(("compressed", *_compressed(compression)))
     if (unchanged := report.get("unchanged") or {}).get("mode") not in (None, "off"):
         rows.append(("unchanged", _words(unchanged, "unchanged_pages", write=_pages), _left_out(unchanged)))
+    if deltas := report.get("delta_cache"):
+        rows.append(("differences", *_differences(deltas)))
     cpu = report.get("cpu") or {}
     daemons = " + ".join(_duration(cpu, key) for key in ("source_s", "dest_s"))
     guests = " + ".join(_duration(cpu, key) for key in ("guest_source_s", "guest_dest_s"))
@@ -372,6 +377,19 @@ def _compressed(compression: Report) -> tuple[str, str]:
     figure = f"{_words(compression, 'ratio', write=_short)} to 1 by {compression.get('codec')}"
     rest = _words(compression, "raw_pages", write=_pages)
     return figure, f"{raw} of page contents to {sent}; {rest} went as they are"
+
+
+def _differences(deltas: Report) -> tuple[str, str]:
+    """Say what became of pages that were sent again, and what had no version."""
+    rest = f"{_words(deltas, 'whole_pages', write=_pages)} had no version"
+    if deltas.get("rewritten_pages"):
+        rest += f", {_words(deltas, 'rewritten_pages', write=format_count)} were written all over"
+    if deltas.get("turned_away_pages"):
+        rest += f", {_words(deltas, 'turned_away_pages', write=format_count)} found no room"
+    if not deltas.get("delta_pages"):
+        return "none", f"{deltas.get('reason') or NOT_MEASURED}; {rest}"
+    raw, sent = (_words(deltas, key, write=format_size) for key in ("raw_bytes", "sent_bytes"))
+    return f"{_words(deltas, 'ratio', write=_short)} to 1", f"{raw} of page contents to {sent}; {rest}"
 
 
 def _left_out(unchanged: Report) -> str:

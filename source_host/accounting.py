@@ -234,6 +234,7 @@ def moved_so_far(link: Link | None, departure: Departure | None, rounds: int) ->
         zero_pages=sum(one.zero_pages for one in sent),
         unchanged_pages=sum(one.unchanged_pages for one in sent),
         compressed_pages=sum(one.compressed_pages for one in packed),
+        delta_pages=sum(one.delta_pages for one in sent),
         wire_bytes=wire_bytes,
         recoveries=departure.recoveries if departure is not None else 0,
     )

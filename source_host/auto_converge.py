@@ -49,6 +49,7 @@ class AutoConverge:
         self._control = guest.control
         self._partition_pages = guest.config.layout().partition_bytes // PAGE_BYTES
         self._downtime_limit_s = options.downtime_limit_s
+        self._deltas = options.delta_cache_bytes > 0
         self._rounds = report.rounds
         self._running = np.ones(self._control.vcpus)
         self._slept_before_ns = self._control.slept_ns()
@@ -84,6 +85,8 @@ class AutoConverge:
             return
         if first:
             self._begin_round()
+            if self._deltas:
+                return  # Nobody is slowed in it: it may as well be told what is not worth sending yet.
         if tracing.tracker is None or (first and tracing.rolling is not None):
             return  # A rolling install uses the tracker itself.
         tick_s = TICK_S
@@ -145,9 +148,16 @@ class AutoConverge:
         link_pages_per_s = done_pages / elapsed_s if elapsed_s >= STEADY_S else 0.0
         if not link_pages_per_s and self._rounds:
             link_pages_per_s = convergence.pace_Bps(self._rounds) / PAGE_BYTES
-        if not link_pages_per_s:
+        if not link_pages_per_s or (self._deltas and not self._rounds):
+            # What differences will leave a first round does not tell.
             return None
-        return Course(pages, link_pages_per_s, link_pages_per_s * self._downtime_limit_s, self._readings)
+        later_cost = 1.0
+        if self._deltas and self._rounds[-1].settled_share < 1:
+            if not done_pages:
+                link_pages_per_s = pages / elapsed_s
+            later_pages_per_s = convergence.settled_pace_Bps(self._rounds) / PAGE_BYTES
+            later_cost = min(link_pages_per_s / max(later_pages_per_s, 1e-9), 1.0)
+        return Course(pages, link_pages_per_s, link_pages_per_s * self._downtime_limit_s, self._readings, later_cost)
 
     def _set(self, running: Floats) -> None:
         if self._lifted:

@@ -37,19 +37,21 @@ from pagefire.protocol.messages import (
     Welcome,
 )
 from pagefire.protocol.pages import PAGE_BYTES, PageSet
-from pagefire.protocol.report import Clock, Compression, Round, Unchanged
+from pagefire.protocol.report import Clock, Compression, DeltaCache, Round, Unchanged
 from pagefire.protocol.state import Phase, Role, Side
 from pagefire.protocol.transport.clock import compare_clocks
 from pagefire.protocol.transport.frame_stream import FrameStream, connect, describe_failure, refusal
 from pagefire.protocol.transport.security import CallerSecurity
 from pagefire.protocol.transport.software import software_name
 from pagefire.protocol.transport.tasks import together, uninterrupted
+from pagefire.source_host.deltas import Deltas, told_of
 from pagefire.source_host.fault_stream import FaultStream
 from pagefire.source_host.options import MigrationOptions
 from pagefire.source_host.outstanding import Outstanding
 from pagefire.source_host.page_stream import PageStream, striped
 from pagefire.source_host.sampling import Sample
 from pagefire.source_host.sent_digests import SentDigests
+from pagefire.source_host.sent_versions import SentVersions
 from pagefire.source_host.sieve import Sieve
 from pagefire.source_host.skipping import Why, choose
 from pagefire.source_host.stream_count import AUTO_STREAMS, StreamCount
@@ -63,7 +65,8 @@ _LAST_WORDS_S = 0.2
 class SentTotals(NamedTuple):
     """What the page connections have sent: pages, the zero pages among them, the others' contents as they went, and all bytes.
 
-    And what they have left out because it was unchanged, and how long their threads looked, together.
+    And what they have left out because it was unchanged, what of the pages went as differences, and how long their threads looked
+    and compared, together.
     """
 
     pages: int
@@ -72,6 +75,8 @@ class SentTotals(NamedTuple):
     wire_bytes: int
     unchanged_pages: int
     look_ns: int
+    delta_pages: int
+    delta_bytes: int
 
     @property
     def done_pages(self) -> int:
@@ -113,6 +118,7 @@ class Link:
         #: Whether the destination takes the bitmap ahead of the stun.
         self.foretells = False
         self._skipping = Unchanged(options.skip_unchanged, reason=Why.NO_ROUNDS.value)
+        self._versions: SentVersions | None = None
         self.rounds_done = 0
         #: Identity and secret of the session, once there is one.
         self.session: tuple[bytes, bytes] = (b"", b"")
@@ -201,13 +207,23 @@ class Link:
 
     def begin_round(self, to_send: Collected) -> RoundBegun:
         """Begin to send one set of pages, an equal part on each connection; the threads are at it when this returns."""
+        if self._versions is not None:
+            # To look for room would take its time in the stun, and be of no use: no round follows.
+            self._versions.begin_round()
         parts = striped(to_send.written, self.count.at_work)
         parts += [PageSet.empty()] * (len(self.streams) - len(parts))
         return self._begin([[pages] for pages in parts], to_send.holes)
 
-    def begin_shared_round(self, chunks: Rolling | Outstanding | Sample, holes: PageSet) -> RoundBegun:
-        """Begin to send what is given out chunk by chunk: each connection at work takes the next one when it has sent one."""
+    def begin_shared_round(
+        self, chunks: Rolling | Outstanding | Sample, holes: PageSet, due: PageSet | None = None
+    ) -> RoundBegun:
+        """Begin to send what is given out chunk by chunk: each connection at work takes the next one when it has sent one.
+
+        `due` are the pages that may be given out, None where nobody knows.
+        """
         self.count.begin()
+        if self._versions is not None:
+            self._versions.begin_round(due)
         begun = self._begin([self.count.turns(index, chunks.chunks()) for index in range(len(self.streams))], holes)
         for sending in begun.sending:
             # Also one that failed: the others might wait for a turn, and nobody could wait for them.
@@ -242,7 +258,7 @@ class Link:
         look_s = sent.look_ns / 1e9 / self.count.at_work
         return Round(
             begun.number, sent.pages, sent.zero_pages, sent.wire_bytes, duration_s, 0, 0, 0.0, sent.payload_bytes,
-            sent.unchanged_pages, look_s,
+            sent.unchanged_pages, look_s, 1.0, sent.delta_pages, sent.delta_bytes,
         )  # fmt: skip
 
     async def say(self, message: Message, payload: bytes = b"") -> None:
@@ -274,7 +290,9 @@ class Link:
             sum(stream.payload_bytes for stream in self.streams),
             sum(stream.sent_bytes for stream in self.streams),
             sum(sieve.unchanged_pages for sieve in self._sieves()),
-            sum(sieve.look_ns for sieve in self._sieves()),
+            sum(sieve.look_ns for sieve in self._sieves()) + sum(one.take_ns for one in self._deltas()),
+            sum(one.delta_pages for one in self._deltas()),
+            sum(one.delta_bytes for one in self._deltas()),
         )
 
     @property
@@ -294,6 +312,13 @@ class Link:
             for stream in self.streams:
                 stream.sift(mode, digests, coarse=coarse)
 
+    def send_deltas(self) -> None:
+        """Send differences in rounds, from the first one on, where the person gave room for versions; raises PagefireError."""
+        if self._options.delta_cache_bytes:
+            self._versions = SentVersions(self._memory.pages, self._options.delta_cache_bytes)
+            for stream in self.streams:
+                stream.take_deltas(self._versions)
+
     def share_changed(self, pages: PageSet) -> float:
         """Estimate which share of `pages` the destination lacks as they are, between rounds; 1 where nobody looks."""
         return min((sieve.share_changed(pages) for sieve in self._sieves()[:1]), default=1.0)
@@ -311,6 +336,20 @@ class Link:
 
     def _sieves(self) -> list[Sieve]:
         return [stream.sieve for stream in self.streams if stream.sieve is not None]
+
+    def delta_shares(self, pages: PageSet) -> tuple[float, float]:
+        """Estimate which share of the contents of `pages` the next round would send, between rounds, and later ones; 1 without
+        differences."""
+        return next((one.shares(pages) for one in self._deltas()), (1.0, 1.0))
+
+    def delta_cache(self) -> DeltaCache | None:
+        """Give what went as differences so far; None where nobody asked for them."""
+        if self._versions is None:
+            return None
+        return told_of(self._options.delta_cache_bytes, self._versions, self._deltas())
+
+    def _deltas(self) -> list[Deltas]:
+        return [stream.deltas for stream in self.streams if stream.deltas is not None]
 
     def compression(self) -> list[Compression]:
         """Give what each page connection has compressed so far; nothing where nothing may be."""
@@ -385,7 +424,9 @@ class Link:
                 versions=list(negotiation.VERSIONS),
                 # What TLS authenticates needs no checksum.
                 capabilities=negotiation.source_capabilities(
-                    checksum=self._options.checksum and not stream.wire.authenticated, codecs=codecs
+                    checksum=self._options.checksum and not stream.wire.authenticated,
+                    codecs=codecs,
+                    deltas=role is Role.PAGES and bool(self._options.delta_cache_bytes),
                 ),
                 role=role.value,
                 index=index,

@@ -174,6 +174,7 @@ class OutgoingMigration:
             pages = await in_thread(data_extents, guest.memory.fd, 0, guest.memory.size_bytes)
         if (tracker := self._tracing.tracker) is not None:
             self._link.skip_unchanged(self.options.skip_unchanged, coarse=tracker.granularity is not Granularity.PAGE)
+            self._link.send_deltas()
         self._accounting.traced(pages.size_bytes)
         if self.options.populate:
             await beside(self._link.populate(pages), self._watch())
@@ -397,6 +398,7 @@ class OutgoingMigration:
         self.report.wire_bytes += departure.earlier_bytes
         self.report.compression = compression_of(departure)
         self.report.unchanged = self._link.unchanged()
+        self.report.delta_cache = self._link.delta_cache()
         departure.link.close_pages()
         self._tracing.end(guest_lives=False)
         await in_thread(self._guest.terminate)

@@ -20,6 +20,7 @@ class MigrationOptions:
     `policy` decides when pre-copy ends (policy.py; None: convergence.py).
     `switch_now` ends pre-copy after the round that is under way, or at once where that is possible; set in flight (retuning.py).
     `streams` is how many page connections there are, 0 for as many as pay (stream_count.py).
+    `delta_cache_bytes`: room for the last versions of pages, of which rounds send the differences (deltas.py); 0 for none.
     `prefetch_pages`: the aligned window around a fault that is pushed next, 0 for none.
     `max_bandwidth_Bps` bounds what all page connections together send, headers included.
 
@@ -42,6 +43,7 @@ class MigrationOptions:
     auto_converge: bool = False
     streams: int = 1
     compress: str = "off"
+    delta_cache_bytes: int = 0
     prefetch_pages: int = PREFETCH_PAGES
     skip_unchanged: str = "off"
     max_bandwidth_Bps: float | None = None

@@ -86,7 +86,7 @@ class Watched:
 
     def __init__(self, judge: Judge = convergence.judge) -> None:
         self._judge = judge
-        self._limits, self._vcpus, self._auto_converge = _ANYTHING, 1, False
+        self._limits, self._vcpus, self._auto_converge, self._deltas = _ANYTHING, 1, False, False
         self._phase, self._at_s, self._began_s = "setup", 0.0, 0.0
         self._rounds: list[Round] = []
         self._current: dict[str, Any] | None = None
@@ -124,6 +124,7 @@ class Watched:
             case "requested":
                 self._limits = Limits(**{name: event[name] for name in _LIMIT_FIELDS})
                 self._vcpus, self._auto_converge = event["vcpus"], event["auto_converge"]
+                self._deltas = event["delta_cache_bytes"] > 0
             case "retuned":
                 self._retune(event["changes"])
             case "phase":
@@ -201,18 +202,20 @@ class Watched:
     def _play(self) -> _Course:
         """Play the rounds to come through, this one to its end first."""
         speed, curve = self._speed(), self._curve()
-        if not speed or curve is None:
+        if not speed or curve is None or (self._deltas and not self._rounds):
+            # What differences will leave a first round does not tell.
             return _UNKNOWN
+        later = self._later_speed(speed)
         rounds, began_s = [*self._rounds], self._at_s - self._began_s
         pages, duration_s, to_come_s = self._begun(rounds, speed)
         while not rounds or rounds[-1].round < len(self._rounds) + _MOST_ROUNDS:
             if pages is not None:
-                rounds.append(self._played(len(rounds) + 1, pages, duration_s, curve, speed))
+                rounds.append(self._played(len(rounds) + 1, pages, duration_s, curve, later))
             verdict = self._judge(rounds, self._limits, began_s + to_come_s)
             if verdict.stop:
                 break
             pages = rounds[-1].dirty_pages_after
-            duration_s = pages / speed
+            duration_s = pages / later
             to_come_s += duration_s
         else:
             return self._endless(rounds, "no end in sight")
@@ -225,12 +228,23 @@ class Watched:
             stun_s += min(prediction.HOT_PAGES, left) / speed + prediction.FIRST_FETCHES_S
             eta_s = to_come_s + stun_s + left / speed
         else:
-            stun_s += left / speed + prediction.FIRST_COMMIT_S
+            stun_s += left / later + prediction.FIRST_COMMIT_S
             eta_s = to_come_s + stun_s
         within = left * PAGE_BYTES / max(convergence.bandwidth_Bps(rounds), 1.0) <= self._limits.downtime_limit_s
         if self._limits.switch_now or within or not after_resume:
             return _Course(eta_s, stun_s, "")
         return _Course(eta_s, stun_s, f"will not converge: {self._rates(rounds)}; the rest moves after the resume")
+
+    @property
+    def _settled_share(self) -> float:
+        """What differences leave of pages that have been sent once; 1 without them."""
+        return self._rounds[-1].settled_share if self._rounds else 1.0
+
+    def _later_speed(self, speed: float) -> float:
+        """Pages a second of the rounds after this one, which goes at `speed`."""
+        if self._settled_share == 1.0:
+            return speed
+        return max(speed, convergence.settled_pace_Bps(self._rounds) / PAGE_BYTES)
 
     def _begun(self, rounds: list[Round], speed: float) -> tuple[int | None, float, float]:
         """Give the pages and the time of the round under way, and what of that is to come; no pages between two rounds."""
@@ -246,7 +260,8 @@ class Watched:
             aim = prediction.WITHIN_LIMIT * speed * self._limits.downtime_limit_s
             left = min(left, max(throttling.AIM * pages, aim))
         look_s = min(max(duration_s, 1e-6), LOOK_S)
-        size_bytes = pages * PAGE_BYTES
+        share = self._settled_share
+        size_bytes = round(pages * PAGE_BYTES * share)
         return Round(
             number,
             pages,
@@ -257,6 +272,10 @@ class Watched:
             0,
             curve.pages(look_s) / look_s,
             size_bytes,
+            delta_pages=pages if share < 1 else 0,
+            delta_bytes=size_bytes if share < 1 else 0,
+            delta_share=share,
+            settled_share=share,
         )
 
     def _endless(self, rounds: list[Round], follows: str) -> _Course:

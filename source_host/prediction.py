@@ -338,6 +338,8 @@ def _caveats(told: Prediction, observed: Observed, options: MigrationOptions) ->
         caveats.append(
             f"compression was tried on {format_count(observed.first.pages)} pages, at {format_throughput(observed.first.wire_Bps)}"
         )
+    if options.delta_cache_bytes:
+        caveats.append("no differences are taken while tracing is tried: with --delta-cache rounds may be far shorter")
     return caveats
 
 

@@ -410,7 +410,7 @@ class ResidentGuest:
 def _told_of(options: MigrationOptions) -> Json:
     """Give what of the options bears on how long a migration will take."""
     told = dataclasses.asdict(options.limits) | {"auto_converge": options.auto_converge, "streams": options.streams}
-    return told | {"max_bandwidth_Bps": options.max_bandwidth_Bps}
+    return told | {"delta_cache_bytes": options.delta_cache_bytes, "max_bandwidth_Bps": options.max_bandwidth_Bps}
 
 
 def _shape_of(guest: GuestProcess) -> Json:

@@ -84,7 +84,7 @@ class Rounds:
         if self._stopped:
             outstanding.stop()
         self.unsent, self._looks = NOTHING, Looks()
-        begun = self._link.begin_shared_round(outstanding, to_send.holes)
+        begun = self._link.begin_shared_round(outstanding, to_send.holes, to_send.written)
         self._begun(begun, to_send.written)
         done = await beside(
             self._link.end_round(begun),
@@ -115,6 +115,7 @@ class Rounds:
         await in_thread(self._look)
         done.dirty_pages_after = self.unsent.written.pages
         done.share_changed = await in_thread(self._link.share_changed, self.unsent.written)
+        done.delta_share, done.settled_share = await in_thread(self._link.delta_shares, self.unsent.written)
         done.dirty_pages_per_s = self._looks.dirty_pages_per_s
         return done
 

@@ -140,9 +140,12 @@ class SentVersions:
         return taken
 
     def _not_due(self, due: PageSet) -> Slots:
-        """Give the slots of pages that this round does not send, those that were sent last at the end."""
-        pages = self._page_of[: self._unused]
-        run = np.searchsorted(due.starts, pages, "right") - 1
-        is_due = (run >= 0) & (pages < due.stops[np.maximum(run, 0)]) if due else np.zeros(pages.size, np.bool_)
-        others = np.flatnonzero(~is_due & (self._sent_in[: self._unused] < self._round))
+        """Give slots of pages that this round does not send, those that were sent last at the end; as many as it may need."""
+        may_go = self._sent_in[: self._unused] < self._round
+        held = self._slot_of[due.index()]
+        may_go[held[held > 0] - 1] = False
+        others = np.flatnonzero(may_go)
+        # No more than there are pages to hold: to sort all of them takes a long round's time for a short one.
+        if due.pages < others.size:
+            others = others[np.argpartition(self._sent_in[others], due.pages)[: due.pages]]
         return others[np.argsort(self._sent_in[others], kind="stable")]

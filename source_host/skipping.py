@@ -8,13 +8,6 @@ While a socket has something to send, the copy and the digest of what comes next
 link's own time they are taken for free, which is what lets a first round have digests, when nothing can be unchanged yet. Beyond
 that what is left out has to be worth it, and a link so fast is not slowed for what later rounds might gain. Until its speed is
 known, within the first megabytes, everything is looked at.
-
-What a page's difference to the version last sent would save beside that (delta compression, XBZRLE), tried offline on pages that
-guests had changed (2 vCPUs, 128 MiB of working set, memory compared every 0.3 and 2 s, zstd level 1, 256 pages at a time): much. A
-page of oltp leaves 40% by zstd and 46% by lz4, XORed with its last version 3.2-7.5% at 2,000 to 20,000 transactions a second, 5 to
-12 times less, and 9.9%, 4.2 times less, at full rate, when every page has changed. A page of random, which does not compress,
-leaves 1.7-3.2%, and at full rate, when all of it has been overwritten, 90-95%. It takes a copy of each page last sent instead of 16
-bytes, or a bounded cache that misses some, which was not tried; and a first round gains nothing.
 """
 
 from __future__ import annotations

@@ -54,13 +54,16 @@ class Reading:
 class Course:
     """One round as far as it has come: how many pages it sends, and at least one reading, by time, none of its very beginning.
 
-    `link_pages_per_s` is what the link carries. `may_leave_pages` are few enough for the stun, however many were sent.
+    `link_pages_per_s` is what the link carries in this round. `may_leave_pages` are few enough for the stun at that speed, however
+    many were sent. `later_cost` is what a page of a later round takes of the link, of what one takes in this: less than 1 where the
+    next one sends differences.
     """
 
     pages: int
     link_pages_per_s: float
     may_leave_pages: float
     readings: Sequence[Reading]
+    later_cost: float = 1.0
 
     @property
     def last(self) -> Reading:
@@ -90,13 +93,15 @@ def during(course: Course, running: Floats) -> Floats:
     grown_pages = np.maximum(last.written_pages - before.written_pages, 0.0)  # a guest may also give pages back
     growth_per_s = grown_pages / (last.elapsed_s - before.elapsed_s)
     leaves_pages = float((last.written_pages + growth_per_s * course.left_s).sum())
-    if leaves_pages > max(HIGH * course.pages, course.may_leave_pages):
+    cost_pages = course.later_cost * leaves_pages
+    if cost_pages > max(HIGH * course.pages, course.may_leave_pages):
         # One reading alone cannot tell pages that are always written from a writer that goes on and on.
-        if len(course.readings) == 1 and last.written_pages.sum() <= HIGH * course.pages:
+        if len(course.readings) == 1 and course.later_cost * last.written_pages.sum() <= HIGH * course.pages:
             return running
-        slower = _slower(running, growth_per_s, max(AIM * course.pages, course.may_leave_pages) / course.lasts_s)
+        allowed_pages = max(AIM * course.pages, course.may_leave_pages) / course.later_cost
+        slower = _slower(running, growth_per_s, allowed_pages / course.lasts_s)
         return towards_end(course, running) if (slower == running).all() else slower
-    if leaves_pages < LOW * course.pages:
+    if cost_pages < LOW * course.pages:
         # Late in a round few pages are left that were not yet written: the next one begins with all of them.
         return np.maximum(running, _for_next(course, leaves_pages, running))
     return running
@@ -128,10 +133,10 @@ def waterline(rates: Floats, allowed: float) -> float:
 def _for_next(course: Course, left_pages: float, running: Floats) -> Floats:
     """Decide for the next round, of so many pages: it takes them at the link's speed, and what this one took beyond that."""
     beyond_s = max(course.last.elapsed_s - course.pages / course.link_pages_per_s, 0.0)
-    next_s = max(beyond_s + left_pages / course.link_pages_per_s, 1e-6)
-    writes = _writes_in(course, next_s)
-    allowed_pages = max(AIM * left_pages, course.may_leave_pages)
-    if writes.sum() > max(HIGH * left_pages, course.may_leave_pages):
+    next_s = max(beyond_s + course.later_cost * left_pages / course.link_pages_per_s, 1e-6)
+    writes, may_leave_pages = _writes_in(course, next_s), course.may_leave_pages / course.later_cost
+    allowed_pages = max(AIM * left_pages, may_leave_pages)
+    if writes.sum() > max(HIGH * left_pages, may_leave_pages):
         return _slower(running, writes / next_s, allowed_pages / next_s)
     if writes.sum() <= LOW * left_pages:
         return _faster(running, writes / next_s, allowed_pages / next_s)

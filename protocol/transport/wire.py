@@ -152,7 +152,7 @@ class Wire:
         else:
             self._fill_range(fd, offset, size_bytes)
 
-    def hold(self, size_bytes: int, check: Check | None, unpack: Callable[[memoryview], bytes] | None = None) -> None:
+    def hold(self, size_bytes: int, check: Check | None, unpack: Callable[[memoryview], Buffer] | None = None) -> None:
         """Read a payload ahead and verify it; `fill` and `fill_range` then give it, unpacked. Raises RemoteProtocolError.
 
         A copy more, and what it buys: nothing that was damaged is ever in the guest's memory, so no page has to be taken back.

@@ -1,4 +1,4 @@
-"""Target: a payload of compressed pages as a destination reads it: through its connection, then unpacked.
+"""Target: a payload of compressed pages, or of differences, as a destination reads it: through its connection, then unpacked.
 
 Whatever it says of itself, contents of exactly the announced pages come out, or RemoteProtocolError, and no more memory is taken
 than those pages need.
@@ -21,10 +21,10 @@ from tests.protocol.golden.conversation import Pair
 from tests.protocol.golden.examples import EXAMPLES
 
 _NAMES = (*CODECS, "brotli", "")
-#: The connection's sides listed both codecs.
+#: The connection's sides listed both codecs, and differences.
 _PAIR = Pair.streaming(Role.PAGES)
 for _end in _PAIR.ends.values():
-    _end.codecs = frozenset(CODECS)
+    _end.codecs, _end.deltas = frozenset(CODECS), True
 #: A codec's own state, a decoder's tables: README.md, section 9.
 _CODEC_BYTES = 256 << 10
 
@@ -42,14 +42,14 @@ def one_input(given: bytes) -> None:
             payload = _zstd_frame(choices)
         case _:
             payload = _packed(choices, made_by, packed_pages)
-    message = m.CompressedPages(PageSet.span(0, pages), codec)
+    message = (m.CompressedPages, m.DeltaPages)[len(payload) % 2](PageSet.span(0, pages), codec)
     body = m.encode(message)
     memory_bytes = len(payload) + 2 * PAGE_BYTES * pages + BODY_FACTOR * len(body) + _CODEC_BYTES + FIXED_BYTES
     with MemoryWithin(memory_bytes):
         end = copy.deepcopy(_PAIR)
         try:
             arrival = end.deliver(Side.DESTINATION, encode_head(message.kind, body, len(payload)))
-            named = cast(m.CompressedPages, arrival.message)
+            named = cast(m.CompressedPages | m.DeltaPages, arrival.message)
             contents = new_codec(named.codec).unpack(payload, named.pages.size_bytes)
         except RemoteProtocolError:
             return

@@ -103,10 +103,12 @@ def _check_arrival(end: Connection, arrival: Arrival, role: Role | None, phase: 
     assert not arrival.payload_bytes or kind in WITH_PAYLOAD
     if isinstance(arrival.message, m.Pages):
         assert arrival.payload_bytes == arrival.message.pages.size_bytes
-    if isinstance(arrival.message, m.CompressedPages):
+    if isinstance(arrival.message, m.CompressedPages | m.DeltaPages):
         assert arrival.message.codec in end.codecs
         assert arrival.message.pages.pages <= m.MAX_FRAME_PAGES
         assert 0 < arrival.payload_bytes < arrival.message.pages.size_bytes
+    if isinstance(arrival.message, m.DeltaPages):
+        assert end.deltas
 
 
 def _is_not_believed(end: Connection, came: bytes) -> None:

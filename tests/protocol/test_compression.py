@@ -17,6 +17,7 @@ from pagefire.protocol.compression import (
     Measured,
     Paces,
     SampleBudget,
+    Way,
     Why,
     batch_pages,
     choose,
@@ -236,11 +237,11 @@ def test_a_pause_is_not_the_links_fault() -> None:
 # -- what was tried ----------------------------------------------------------------------------------------------------
 
 
-def send_paced(paces: Paces, link: Link, count: int, size_bytes: int, *, packed: bool, pack_s: float = 0.0) -> None:
+def send_paced(paces: Paces, link: Link, count: int, size_bytes: int, way: Way, pack_s: float = 0.0) -> None:
     """Send batches of 1 MiB of contents, of which packing leaves `size_bytes`."""
     for _ in range(count):
         link.pass_time(pack_s)
-        paces.before_batch(link.sent_bytes, packed=packed)
+        paces.before_batch(link.sent_bytes, way)
         link.send(size_bytes)
         paces.after_batch(*link.reading(), size_bytes / MIB)
 
@@ -251,20 +252,20 @@ REST = Choice(None, Why.WAS_SLOWER)
 
 def test_paces_count_contents() -> None:
     paces, link = Paces(), Link(12 * MB)
-    send_paced(paces, link, 10, MIB, packed=False)
-    assert paces.bps(packed=False) == pytest.approx(12 * MB, rel=0.1)
-    assert paces.bps(packed=True) is None
+    send_paced(paces, link, 10, MIB, Way.RAW)
+    assert paces.bps(Way.RAW) == pytest.approx(12 * MB, rel=0.1)
+    assert paces.bps(Way.PACKED) is None
     # What was sent raw is still in the socket when the first packed batches are: it does not count as theirs.
-    send_paced(paces, link, 40, MIB // 4, packed=True)
-    assert paces.bps(packed=True) == pytest.approx(48 * MB, rel=0.1)
-    send_paced(paces, link, 10, MIB, packed=False)
-    assert paces.bps(packed=False) == pytest.approx(12 * MB, rel=0.1)
+    send_paced(paces, link, 40, MIB // 4, Way.PACKED)
+    assert paces.bps(Way.PACKED) == pytest.approx(48 * MB, rel=0.1)
+    send_paced(paces, link, 10, MIB, Way.RAW)
+    assert paces.bps(Way.RAW) == pytest.approx(12 * MB, rel=0.1)
 
 
 def test_nothing_is_tried_before_raw_pages_are_known() -> None:
     paces, link = Paces(), Link(12 * MB)
     assert paces.checked(TRY, link.now_s) == Choice(None, Why.LINK_UNKNOWN)
-    send_paced(paces, link, 10, MIB, packed=False)
+    send_paced(paces, link, 10, MIB, Way.RAW)
     assert paces.checked(TRY, link.now_s) == TRY
     for raw in (Choice(None, Why.LINK_IS_FAST), Choice(None, Why.INCOMPRESSIBLE)):
         assert paces.checked(raw, link.now_s) == raw
@@ -272,9 +273,9 @@ def test_nothing_is_tried_before_raw_pages_are_known() -> None:
 
 def test_what_pays_goes_on() -> None:
     paces, link = Paces(), Link(12 * MB)
-    send_paced(paces, link, 10, MIB, packed=False)
+    send_paced(paces, link, 10, MIB, Way.RAW)
     for _ in range(10):
-        send_paced(paces, link, 10, MIB // 2, packed=True, pack_s=0.002)
+        send_paced(paces, link, 10, MIB // 2, Way.PACKED, pack_s=0.002)
         assert paces.checked(TRY, link.now_s) == TRY
 
 
@@ -283,12 +284,12 @@ def test_what_was_slower_rests_longer_each_time() -> None:
     paces, link = Paces(), Link(120 * MB)
     rests = []
     for _ in range(7):
-        send_paced(paces, link, 10, MIB, packed=False)
-        send_paced(paces, link, 12, MIB // 2, packed=True, pack_s=4 * MIB / link.bps)
+        send_paced(paces, link, 10, MIB, Way.RAW)
+        send_paced(paces, link, 12, MIB // 2, Way.PACKED, pack_s=4 * MIB / link.bps)
         assert paces.checked(TRY, link.now_s) == REST
         began_s = link.now_s
         while paces.checked(TRY, link.now_s) == REST:
-            send_paced(paces, link, 10, MIB, packed=False)
+            send_paced(paces, link, 10, MIB, Way.RAW)
         rests.append(link.now_s - began_s)
     assert rests == pytest.approx([1, 2, 4, 8, 16, 16, 16], rel=0.1)
 
@@ -296,21 +297,21 @@ def test_what_was_slower_rests_longer_each_time() -> None:
 def test_a_rest_ends_when_raw_pages_are_slower_than_what_rests() -> None:
     paces, link = Paces(), Link(120 * MB)
     for _ in range(5):
-        send_paced(paces, link, 20, MIB, packed=False)
-        send_paced(paces, link, 12, MIB // 2, packed=True, pack_s=4 * MIB / link.bps)
+        send_paced(paces, link, 20, MIB, Way.RAW)
+        send_paced(paces, link, 12, MIB // 2, Way.PACKED, pack_s=4 * MIB / link.bps)
         assert paces.checked(TRY, link.now_s) == REST
         link.pass_time(10.0)
         paces.begin()
     assert paces.checked(TRY, link.now_s) == REST
     link.bps = 10 * MB
-    send_paced(paces, link, 30, MIB, packed=False)
+    send_paced(paces, link, 30, MIB, Way.RAW)
     assert paces.checked(TRY, link.now_s) == TRY
 
 
 def test_a_pause_is_nobodys_pace() -> None:
     paces, link = Paces(), Link(12 * MB)
-    send_paced(paces, link, 10, MIB, packed=False)
+    send_paced(paces, link, 10, MIB, Way.RAW)
     link.pass_time(100.0)
     paces.begin()
-    send_paced(paces, link, 10, MIB, packed=False)
-    assert paces.bps(packed=False) == pytest.approx(12 * MB, rel=0.1)
+    send_paced(paces, link, 10, MIB, Way.RAW)
+    assert paces.bps(Way.RAW) == pytest.approx(12 * MB, rel=0.1)

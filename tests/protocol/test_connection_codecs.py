@@ -9,7 +9,7 @@ from pagefire.protocol.codecs import CODECS
 from pagefire.protocol.compression import MODES, codecs_of
 from pagefire.protocol.errors import LocalProtocolError, RemoteProtocolError
 from pagefire.protocol.messages import MAX_FRAME_PAGES, MAX_FRAME_RUNS
-from pagefire.protocol.negotiation import CAPABILITIES, COMPRESSED, codecs_in, source_capabilities
+from pagefire.protocol.negotiation import CAPABILITIES, COMPRESSED, DELTAS, codecs_in, source_capabilities
 from pagefire.protocol.pages import PAGE_BYTES, PageSet
 from pagefire.protocol.state import Role, Side
 from tests.protocol.golden.conversation import Pair, greeted
@@ -61,6 +61,19 @@ def test_an_older_peer_gets_raw_pages(listed: list[str], known: list[str]) -> No
     pair.pass_on(SOURCE, m.Pages(TWO), TWO.size_bytes)
 
 
+def test_differences_may_come_where_both_listed_them_and_the_codec() -> None:
+    listed = [COMPRESSED["lz4"], DELTAS]
+    pair = greeted(listed, list(CAPABILITIES))
+    assert all(end.deltas for end in pair.ends.values())
+    pair.pass_on(SOURCE, m.DeltaPages(TWO, "lz4"), 1)
+    refused(pair, m.DeltaPages(TWO, "zstd"), 1, "the codec 'zstd' was not agreed on")
+    for ours, theirs in ((listed, ALL), (ALL, listed), ([DELTAS], listed)):
+        pair = greeted(ours, theirs)
+        refused(pair, m.DeltaPages(TWO, "lz4"), 1, "not agreed on")
+        assert all(end.deltas for end in pair.ends.values()) == (ours == [DELTAS])
+    refused(greeted(listed, listed, Role.FAULT), m.DeltaPages(TWO, "lz4"), 1, "not by the source on a fault connection")
+
+
 def test_an_unknown_codec_is_named_in_short() -> None:
     pair = greeted(ALL, ALL)
     refused(pair, m.CompressedPages(TWO, "x" * 1000), 100, f"the codec '{'x' * 40}' was not agreed on")
@@ -85,8 +98,12 @@ def test_there_are_none_on_a_fault_connection() -> None:
     ],
     ids=str,
 )
-def test_what_a_frame_announces_is_within_limits(pages: PageSet, payload_bytes: int, why: str) -> None:
-    refused(greeted(ALL, ALL), m.CompressedPages(pages, "zstd"), payload_bytes, why)
+@pytest.mark.parametrize("message_class", [m.CompressedPages, m.DeltaPages])
+def test_what_a_frame_announces_is_within_limits(
+    message_class: type[m.CompressedPages | m.DeltaPages], pages: PageSet, payload_bytes: int, why: str
+) -> None:
+    both = [*ALL, DELTAS]
+    refused(greeted(both, both), message_class(pages, "zstd"), payload_bytes, why)
 
 
 def test_the_limits_themselves_are_allowed() -> None:

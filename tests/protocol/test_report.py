@@ -16,7 +16,18 @@ from pagefire.protocol.report import MigrationReport
 
 CLASSES = [c for c in vars(r).values() if isinstance(c, type) and dataclasses.is_dataclass(c)]
 #: Fields that are fractions without being a time, a rate or percentiles of one: shares, and the load.
-UNITLESS = {"load", "p50", "p99", "max", "mean", "baseline_max", "ratio", "share_changed"}
+UNITLESS = {
+    "load",
+    "p50",
+    "p99",
+    "max",
+    "mean",
+    "baseline_max",
+    "ratio",
+    "share_changed",
+    "delta_share",
+    "settled_share",
+}
 
 
 def full(annotation: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from pagefire.protocol.report import Compression, MigrationReport, Round, Unchanged
+from pagefire.protocol.report import Compression, DeltaCache, MigrationReport, Round, Unchanged
 from pagefire.scripts.summary import NOT_MEASURED, render_failure, render_summary, stun_words
 
 from . import completed_report
@@ -130,6 +130,22 @@ def test_unchanged_pages_are_mentioned_where_they_were_looked_for() -> None:
     report.rounds[1].unchanged_pages = 4321
     assert "skipped same left" in flowing(report.as_dict())
     assert "4,321" in flowing(report.as_dict())
+
+
+def test_differences_are_mentioned_where_they_were_asked_for() -> None:
+    report = completed_report()
+    assert "differences" not in flowing(report.as_dict())
+    report.delta_cache = DeltaCache(1 << 30, reason="it pays", whole_pages=1234)
+    assert "differences none it pays; 1,234 pages had no version" in flowing(report.as_dict())
+    report.delta_cache = DeltaCache(1 << 30, 1 << 20, 25_600, 100 << 20, 4 << 20, 25.0, 1234, 55, 77)
+    told = flowing(report.as_dict())
+    rest = "1,234 pages had no version, 55 were written all over, 77 found no room"
+    assert f"differences 25 to 1 100 MiB of page contents to 4 MiB; {rest}" in told
+    assert "zero on the wire" in told
+    report.rounds[1].delta_pages = 4321
+    told = flowing(report.as_dict())
+    assert "zero differences on the wire" in told
+    assert "4,321" in told
 
 
 def test_uncertain_clocks_make_the_stun_a_range() -> None:

@@ -113,7 +113,7 @@ async def test_a_long_round_is_looked_at_and_the_throttles_are_renewed(
 
     tracing: Any = SimpleNamespace(tracker=SimpleNamespace(written_so_far=written_so_far), rolling=None)
     begun: Any = SimpleNamespace(number=2, before=(0, 0, 0))
-    link: Any = SimpleNamespace(sent_since=lambda begun: SentTotals(0, 0, 0, 0, 0, 0))
+    link: Any = SimpleNamespace(sent_since=lambda begun: SentTotals(*[0] * 8))
     following = asyncio.create_task(one.follow(begun, 9000, link, tracing))
     untils = []
     while asked < 6:

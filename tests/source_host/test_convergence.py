@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 
 from pagefire.protocol.pages import PAGE_BYTES
 from pagefire.protocol.report import Round
-from pagefire.source_host.convergence import NO_GAIN, Limits, bandwidth_Bps, judge, pace_Bps, payload_share
+from pagefire.source_host.convergence import (
+    NO_GAIN,
+    Limits,
+    bandwidth_Bps,
+    judge,
+    pace_Bps,
+    payload_share,
+    settled_pace_Bps,
+)
 
 
 def round_of(
@@ -269,3 +277,93 @@ def test_what_was_left_out_was_due_as_well() -> None:
     assert not judge([FIRST, quiet], limits(), 18.0).stop
     busy = dataclasses.replace(SECOND, dirty_pages_per_s=1000.0)
     assert "began with 524,288 pages and gained nothing" in judge([FIRST, busy], limits(), 18.0).reason
+
+
+# -- pages that go as differences --------------------------------------------------------------------------------------------
+
+#: Of 2 GiB a first round that sent 1.25 on a link of 1 Gbit/s, and left out what was written meanwhile. The guest writes faster
+#: than the link carries; of the pages left a tenth has been sent, and a difference takes a 32nd of a page.
+BEGAN = dataclasses.replace(
+    round_of(1, 320_000, 230_000, skipped=200_000, duration_s=10.5), dirty_pages_per_s=48_000.0,
+    delta_share=1 - 0.1 * 31 / 32, settled_share=1 / 32,
+)  # fmt: skip
+
+
+def delta_round(number: int, pages: int, left: int, *, known: float, duration_s: float, next_share: float) -> Round:
+    """Make a round of which a share was known: those pages went as differences, a 32nd of each."""
+    delta_pages = round(pages * known)
+    payload_bytes = round((pages - delta_pages * 31 / 32) * PAGE_BYTES)
+    return dataclasses.replace(
+        round_of(number, pages, left, duration_s=duration_s, wire_bytes=payload_bytes), dirty_pages_per_s=50_000.0,
+        payload_bytes=payload_bytes, delta_pages=delta_pages, delta_bytes=delta_pages * PAGE_BYTES // 32,
+        delta_share=next_share, settled_share=1 / 32, look_s=pages * 3e-6,
+    )  # fmt: skip
+
+
+def test_a_round_of_differences_does_not_tell_what_the_link_carries() -> None:
+    link_bps = 320_000 * PAGE_BYTES / 10.5
+    quick = delta_round(2, 25_000, 5_000, known=1.0, duration_s=0.1, next_share=1 / 32)
+    assert payload_share(quick) == 1.0
+    for rounds in ([BEGAN], [BEGAN, quick], [BEGAN, quick, quick, quick, quick]):
+        assert bandwidth_Bps(rounds) == pytest.approx(link_bps)
+    # Half of its pages did, which took next to nothing of its time.
+    half = delta_round(
+        2, 100_000, 50_000, known=0.5, duration_s=100_000 * PAGE_BYTES * 33 / 64 / link_bps, next_share=0.3
+    )
+    assert bandwidth_Bps([half, half]) == pytest.approx(link_bps)
+    assert payload_share(half) == pytest.approx(1.0, abs=0.001)
+
+
+def test_what_compression_left_of_whole_pages_counts_for_those_only() -> None:
+    packed = round_of(1, 100_000, 50_000, share=0.4)
+    quick = delta_round(2, 50_000, 1_000, known=1.0, duration_s=0.3, next_share=1 / 32)
+    assert bandwidth_Bps([packed, quick]) == pytest.approx(100_000 * PAGE_BYTES)
+
+
+def test_the_next_round_takes_and_sends_differences() -> None:
+    link_bps = bandwidth_Bps([BEGAN])
+    assert pace_Bps([BEGAN]) == pytest.approx(link_bps / BEGAN.delta_share)
+    assert settled_pace_Bps([BEGAN]) == pytest.approx(32 * link_bps)
+    quick = delta_round(2, 25_000, 5_000, known=1.0, duration_s=0.1, next_share=1 / 32)
+    assert pace_Bps([BEGAN, quick]) == pytest.approx(1 / (1 / 32 / link_bps + 3e-6 / PAGE_BYTES))
+
+
+def test_no_more_is_promised_of_differences_than_they_did_where_the_link_was_idle() -> None:
+    slow = delta_round(2, 25_000, 5_000, known=1.0, duration_s=0.2, next_share=1 / 32)
+    small = delta_round(3, 1_000, 500, known=1.0, duration_s=0.02, next_share=1 / 32)
+    for rounds in ([BEGAN, slow], [BEGAN, slow, small]):
+        assert pace_Bps(rounds) == settled_pace_Bps(rounds) == pytest.approx(25_000 * PAGE_BYTES / 0.2)
+    # Most of its time went into pages that went whole: the link was not idle.
+    mixed = delta_round(2, 25_000, 5_000, known=0.5, duration_s=0.42, next_share=1 / 32)
+    assert pace_Bps([BEGAN, mixed]) > 3 * 25_000 * PAGE_BYTES / 0.42
+
+
+def test_a_page_that_has_not_changed_is_not_counted_twice() -> None:
+    both = dataclasses.replace(BEGAN, delta_share=0.3, share_changed=0.5)
+    assert pace_Bps([both]) == pytest.approx(bandwidth_Bps([both]) / 0.3)
+    assert pace_Bps([dataclasses.replace(both, share_changed=0.1)]) == pytest.approx(bandwidth_Bps([both]) / 0.1)
+
+
+def test_in_precopy_differences_shorten_the_stun() -> None:
+    quick = delta_round(2, 25_000, 5_000, known=1.0, duration_s=0.1, next_share=1 / 32)
+    verdict = judge([BEGAN, quick], limits("precopy"), 10.6)
+    assert verdict.then == "switch"
+    assert "5,000 pages left, 20.1 ms at 1.02 GB/s, of which differences leave 3%, within the limit" in verdict.reason
+    assert not judge([BEGAN, dataclasses.replace(quick, delta_share=1.0)], limits("precopy"), 10.6).stop
+
+
+def test_hybrid_goes_on_where_pages_that_have_been_sent_once_get_ahead_of_the_guest() -> None:
+    assert not judge([BEGAN], limits(), 10.5).stop
+    all_over = dataclasses.replace(BEGAN, delta_share=0.99, settled_share=0.9)
+    assert "the guest writes faster than the link carries" in judge([all_over], limits(), 10.5).reason
+    # What moves after the resume moves whole.
+    left = delta_round(2, 25_000, 5_000, known=1.0, duration_s=0.1, next_share=1 / 32)
+    assert "5,000 pages left, 164 ms at 125 MB/s" in judge([BEGAN, left], limits(), 10.6).reason
+
+
+def test_a_round_that_has_made_pages_known_has_gained() -> None:
+    """As many pages are left as it began with, but of each a version is there now."""
+    same = delta_round(2, 230_000, 225_000, known=0.1, duration_s=6.8, next_share=1 / 32)
+    assert not judge([BEGAN, same], limits(), 17.3).stop
+    again = dataclasses.replace(same, round=3)
+    assert "gained nothing" in judge([BEGAN, same, again], limits(), 24.0).reason

@@ -117,7 +117,8 @@ def test_hybrid_says_that_the_rest_moves_afterwards(name: str) -> None:
 
 REQUESTED = {
     "event": "requested", "destination": "x:1", "mode": "precopy", "downtime_limit_s": 0.05, "max_rounds": 30, "max_time_s": 300.0,
-    "on_limit": "cancel", "switch_now": False, "auto_converge": False, "streams": 1, "max_bandwidth_Bps": None,
+    "on_limit": "cancel", "switch_now": False, "auto_converge": False, "streams": 1, "delta_cache_bytes": 0,
+    "max_bandwidth_Bps": None,
     "memory_bytes": 1 << 30, "vcpus": 2, "at_s": 0.0,
 }  # fmt: skip
 
@@ -194,3 +195,18 @@ def test_it_is_retuned_in_flight() -> None:
     *_, last = outlooks([*events[:middle], retuned])
     assert last.eta_s is not None
     assert last.words == ""
+
+
+def test_of_a_first_round_nothing_is_said_where_later_ones_send_differences() -> None:
+    """It goes on as if it would not converge, and what follows is quicker by far."""
+    asked, *others = events_of("hopeless-precopy")
+    first = [asked, *itertools.takewhile(lambda event: event["event"] != "round", others)]
+    assert any("will not converge" in one.words for one in outlooks(first))
+    with_them = [asked | {"delta_cache_bytes": 1 << 30}, *first[1:]]
+    assert not any(one.words or one.eta_s is not None for one in outlooks(with_them))
+    ended = others[len(first) - 1]
+    assert ended["event"] == "round"
+    for share, hopeless in ((0.05, False), (1.0, True)):
+        *_, last = outlooks([*with_them, ended | {"delta_share": 1 - (1 - share) / 10, "settled_share": share}])
+        assert ("will not converge" in last.words) == hopeless
+        assert (last.eta_s is None) == hopeless

@@ -12,6 +12,7 @@ from pagefire.protocol.codecs import CODECS
 from pagefire.protocol.messages import MAX_FRAME_PAGES
 from pagefire.protocol.pages import PAGE_BYTES, PageSet
 from pagefire.source_host import packing as packing_module
+from pagefire.source_host.link_watch import LinkWatch
 from pagefire.source_host.packing import Packing
 from pagefire.source_host.private_copy import copy_into
 from tests.conftest import MemoryMaker
@@ -103,7 +104,7 @@ class Worlds:
         self._monkeypatch.setattr(packing_module, "new_codec", lambda name: MadeUpCodec(name, world))
         for clock in ("perf_counter", "thread_time"):
             self._monkeypatch.setattr(packing_module.time, clock, world.perf_counter)
-        return Packing(mode, compression.codecs_of(mode), self.memory, world)  # type: ignore[arg-type]
+        return Packing(mode, compression.codecs_of(mode), self.memory, LinkWatch(world))  # type: ignore[arg-type]
 
     def send_all(self, world: World, packing: Packing | None, times: int = 1) -> float:
         """Send all pages as a page stream does; gives how long it took until the link had carried them."""

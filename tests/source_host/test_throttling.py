@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -129,6 +130,23 @@ def test_a_vcpu_within_one_long_transaction_is_judged_by_its_pages() -> None:
     assert after(Course(1000, LINK_PAGES_PER_S, 50.0, readings), floats(1.0))[0] < 1.0
 
 
+def test_what_the_next_round_sends_as_differences_is_no_reason_to_slow_anybody() -> None:
+    """All that was sent has been written again; later rounds take a twentieth of the time for each page."""
+    readings = [(0.5, [500.0]), (1.0, [1000.0])]
+    full = course(*readings)
+    assert after(full, floats(1.0))[0] < 1.0
+    assert during(full, floats(1.0))[0] < 1.0
+    cheap = dataclasses.replace(full, later_cost=0.05)
+    assert after(cheap, floats(1.0))[0] == during(cheap, floats(1.0))[0] == 1.0
+
+
+def test_a_guest_that_outruns_differences_is_slowed_by_what_they_cost() -> None:
+    """It writes 1,000 pages a second, and rounds get through 1,250: a fifth less of their time than AIM wants."""
+    readings = [(0.5, [500.0]), (1.0, [1000.0])]
+    some = dataclasses.replace(course(*readings), later_cost=0.8)
+    assert after(some, floats(1.0))[0] == pytest.approx(AIM / 0.8)
+
+
 # -- what holds for all ------------------------------------------------------------------------------------------------------
 
 
@@ -143,7 +161,8 @@ def courses(draw: st.DrawFn) -> tuple[Course, Floats]:
         readings.append(Reading(at_s, written, commits))
     running = draw(st.lists(st.floats(LEAST_RUNNING, 1), min_size=vcpus, max_size=vcpus))
     pages, link = draw(st.integers(0, 1 << 30)), draw(st.floats(1, 1e7))
-    return Course(pages, link, draw(st.floats(0, 1e5)), readings), floats(*running)
+    later_cost = draw(st.just(1.0) | st.floats(1e-3, 1))
+    return Course(pages, link, draw(st.floats(0, 1e5)), readings, later_cost), floats(*running)
 
 
 @given(courses(), st.booleans())

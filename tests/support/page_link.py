@@ -21,15 +21,18 @@ from pagefire.protocol.state import Role, Side
 from pagefire.protocol.transport.wire import Wire
 from pagefire.source_host.page_stream import PageStream, striped
 from pagefire.source_host.sent_digests import SentDigests
+from pagefire.source_host.sent_versions import SentVersions
 from tests.support.secured import KeyRing, wire_pair
 
 _PATIENCE_S = 60.0
 
 
-def greeted(role: Role, *, checksum: bool = False, codecs: Iterable[str] = ()) -> tuple[Connection, Connection]:
-    """Give both ends of a page or fault connection that has joined its session, on which these codecs may be used."""
+def greeted(
+    role: Role, *, checksum: bool = False, codecs: Iterable[str] = (), deltas: bool = False
+) -> tuple[Connection, Connection]:
+    """Give both ends of a page or fault connection that has joined its session, on which this may be used."""
     source, destination = Connection(Side.SOURCE, role), Connection(Side.DESTINATION)
-    capabilities = source_capabilities(checksum=checksum, codecs=codecs)
+    capabilities = source_capabilities(checksum=checksum, codecs=codecs, deltas=deltas)
     hello = Hello([2], capabilities, role.value, 0, b"session", b"secret", "test", "guest", 10.0)
     welcome = Welcome(2, capabilities, b"session", b"secret", "test", "machine", 10.0)
     for sender, receiver, message in ((source, destination, hello), (destination, source, welcome)):
@@ -53,8 +56,8 @@ class PageLink:
     """Page connections from the memory `here` to the memory `there`: senders, receivers and the destination's ledger.
 
     Used on a running loop. With keys they are encrypted; with `checksum` every frame is verified; `compress` is the sender's
-    choice, of codecs that the receiver knows; `skip_unchanged` its choice as to what is there already. `ends` holds the error with
-    which each receiver ended.
+    choice, of codecs that the receiver knows; `skip_unchanged` its choice as to what is there already; `delta_cache_bytes` its room
+    for versions. `ends` holds the error with which each receiver ended.
     """
 
     def __init__(
@@ -68,6 +71,7 @@ class PageLink:
         compress: str = "off",
         skip_unchanged: str = "off",
         coarse: bool = True,
+        delta_cache_bytes: int = 0,
     ) -> None:
         self.ledger = Ledger(there.pages)
         # Without a guest nothing is published: a receiver asks its publisher only after the resume.
@@ -78,13 +82,18 @@ class PageLink:
         self.rounds = 0
         self._markers: asyncio.Queue[int] = asyncio.Queue()
         digests = self.digests = SentDigests(here.pages) if skip_unchanged != "off" else None
+        versions = self.versions = SentVersions(here.pages, delta_cache_bytes) if delta_cache_bytes else None
         loop = asyncio.get_running_loop()
         for _ in range(streams):
-            source, destination = greeted(Role.PAGES, checksum=checksum, codecs=codecs_of(compress))
+            source, destination = greeted(
+                Role.PAGES, checksum=checksum, codecs=codecs_of(compress), deltas=versions is not None
+            )
             one, wire = wire_pair(ring)
             self.streams.append(PageStream(one, source, here, compress))
             if digests is not None:
                 self.streams[-1].sift(skip_unchanged, digests, coarse=coarse)
+            if versions is not None:
+                self.streams[-1].take_deltas(versions)
             self.receivers.append(
                 PageReceiver(
                     wire,
@@ -100,6 +109,8 @@ class PageLink:
     async def send_round(self, written: PageSet, holes: PageSet | None = None) -> None:
         """Send one round on all connections; returns when all of it is in memory at the destination."""
         self.rounds += 1
+        if self.versions is not None:
+            self.versions.begin_round(written)
         parts = striped(written, len(self.streams))
         async with asyncio.timeout(_PATIENCE_S), asyncio.TaskGroup() as group:
             for index, (stream, part) in enumerate(zip(self.streams, parts, strict=True)):

@@ -18,7 +18,7 @@ WRITE_VARIABLE = "PAGEFIRE_WRITE_GOLDEN"
 _PAGES = PageSet((3, 1 << 30), (5, (1 << 30) + 1))
 _HELLO = m.Hello(
     versions=[2],
-    capabilities=["compacted-bitmap", "compressed-lz4", "postcopy", "zero-pages"],
+    capabilities=["compacted-bitmap", "compressed-lz4", "delta-pages", "postcopy", "zero-pages"],
     role="control",
     index=0,
     session=b"",
@@ -58,7 +58,7 @@ EXAMPLES: dict[str, tuple[m.Message, int]] = {
     "Welcome": (
         m.Welcome(
             2,
-            ["compressed-lz4", "postcopy"],
+            ["compressed-lz4", "delta-pages", "postcopy"],
             bytes(range(16)),
             bytes(range(16, 32)),
             "pagefire 0.1",
@@ -98,6 +98,7 @@ EXAMPLES: dict[str, tuple[m.Message, int]] = {
     "Pages none": (m.Pages(PageSet.empty()), 0),
     "ZeroPages": (m.ZeroPages(_PAGES), 0),
     "CompressedPages": (m.CompressedPages(_PAGES, "lz4"), 100),
+    "DeltaPages": (m.DeltaPages(_PAGES, "lz4"), 70),
     "RoundEnd": (m.RoundEnd(1), 0),
     "RoundReceived": (m.RoundReceived(300), 0),
     "Switchover": (m.Switchover(256, "compacted", 3, [70_000, 0], 2, _PAGES, 0, 4), 256 + 20),
