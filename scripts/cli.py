@@ -284,7 +284,7 @@ def bench(
     benchmark: Annotated[
         str | None,
         typer.Argument(
-            help="throughput, stun, cpu, brownout, faults, memory or compression \\[default: all of them, one after another]."
+            help="throughput, stun, cpu, brownout, faults, memory, compression or deltas \\[default: all, one after another]."
         ),
     ] = None,
     json_file: o.JsonFile = None,

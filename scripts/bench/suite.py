@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from pagefire.scripts.bench import brownout, compression, cpu, faults, memory, stun, throughput
+from pagefire.scripts.bench import brownout, compression, cpu, deltas, faults, memory, stun, throughput
 from pagefire.scripts.bench.plan import Plan, host
 from pagefire.scripts.bench.plot import draw_into
 from pagefire.scripts.report_folder import report_folder, write_whole
@@ -56,6 +56,9 @@ BENCHMARKS = {
     "compression": Benchmark(
         "Compression", compression.REFERENCE_WORDS, (9.6, 4.8),
         compression.measure, compression.tables, compression.draw,
+    ),
+    "deltas": Benchmark(
+        "Differences", deltas.REFERENCE_WORDS, (9.6, 4.8), deltas.measure, deltas.tables, deltas.draw
     ),
 }  # fmt: skip
 

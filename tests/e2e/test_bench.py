@@ -113,14 +113,23 @@ def compression(result: Json) -> None:
         assert row["wire_bytes"]["max"] < row["off_wire_bytes"]["min"]
 
 
+def deltas(result: Json) -> None:
+    (row,) = result["rows"]
+    assert (row["workload"], row["mode"], row["room"]) == ("random", "precopy", 1.0)
+    assert row["total_s"]["median"] / row["digests_total_s"]["median"] == pytest.approx(row["total_ratio"]["median"])
+    assert row["wire_bytes"]["max"] < row["digests_wire_bytes"]["min"]
+    assert row["delta_ratio"]["min"] > 5
+    assert row["left_pages"]["max"] == row["digests_left_pages"]["max"] == 0
+
+
 CHECKS: dict[str, Callable[[Json], None]] = {
     "throughput": throughput, "stun": stun, "cpu": cpu, "brownout": brownout, "faults": faults, "memory": memory,
-    "compression": compression,
+    "compression": compression, "deltas": deltas,
 }  # fmt: skip
 
 
 #: Those that take longest, of which `make test` has the parts elsewhere.
-LONG = ("brownout", "compression", "memory", "faults")
+LONG = ("brownout", "compression", "deltas", "memory", "faults")
 
 
 @pytest.mark.parametrize("name", [*(name for name in suite.BENCHMARKS if name not in LONG), *soaked(*LONG)])
@@ -153,4 +162,4 @@ def test_an_interrupted_benchmark_leaves_nothing(place: Place) -> None:
 def test_a_benchmark_that_does_not_exist_is_refused() -> None:
     code, _, err = run("bench", "speed")
     assert code == 2
-    assert "known are throughput, stun, cpu, brownout, faults, memory, compression" in err
+    assert "known are throughput, stun, cpu, brownout, faults, memory, compression, deltas" in err

@@ -272,6 +272,24 @@ def made_up(name: str) -> Json:
                 for link_bps, contents, mode in of
             ],
         }
+    if name == "deltas":
+        names = ("total_s", "wire_bytes", "stun_s", "stall_s", "left_pages", "slept_s")
+        figures = {f"{whose}{name}": spread_of(2.0) for name in names for whose in ("", "digests_")}
+        figures |= {
+            "total_ratio": spread_of(0.4),
+            "wire_ratio": spread_of(0.5),
+            "delta_ratio": spread_of(20.0),
+            "pairs": 3,
+        }
+        shapes = [("oltp", "precopy", 1.0), ("random", "precopy", 0.5), ("random", "hybrid", 1.0)]
+        return {
+            "codec": "zstd",
+            "rows": [
+                {"workload": workload, "mode": mode, "room": room, "memory_bytes": 256 * MIB, "link_Bps": 16e6}
+                | figures
+                for workload, mode, room in shapes
+            ],
+        }
     sides = {
         f"{side}_{field}": spread_of(40 * MIB)
         for side in ("source", "dest")
