@@ -43,7 +43,7 @@ from pagefire.protocol.transport.clock import compare_clocks
 from pagefire.protocol.transport.frame_stream import FrameStream, connect, describe_failure, refusal
 from pagefire.protocol.transport.security import CallerSecurity
 from pagefire.protocol.transport.software import software_name
-from pagefire.protocol.transport.tasks import together, uninterrupted
+from pagefire.protocol.transport.tasks import in_thread, together, uninterrupted
 from pagefire.source_host.deltas import Deltas, told_of
 from pagefire.source_host.fault_stream import FaultStream
 from pagefire.source_host.options import MigrationOptions
@@ -379,6 +379,7 @@ class Link:
         if self._faults is not None:
             threads.append(self._faults.close())
         await uninterrupted(asyncio.gather(*threads))
+        await self.forget_versions()
 
     def pace(self, bytes_per_s: float | None) -> None:
         """Let all page connections together send so fast at most; None: as fast as they can. Each has an equal share of it.
@@ -394,6 +395,11 @@ class Link:
 
     def _carried_bytes(self) -> int:
         return sum(stream.carried_bytes() for stream in self.streams)
+
+    async def forget_versions(self) -> None:
+        """Free the versions, when nothing is sent any more: in the middle that would hold up whoever serves faults."""
+        if self._versions is not None:
+            await in_thread(self._versions.free)
 
     def close_pages(self) -> None:
         """No page is needed any more: close all but the control connection."""

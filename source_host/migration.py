@@ -400,6 +400,7 @@ class OutgoingMigration:
         self.report.unchanged = self._link.unchanged()
         self.report.delta_cache = self._link.delta_cache()
         departure.link.close_pages()
+        await self._link.forget_versions()
         self._tracing.end(guest_lives=False)
         await in_thread(self._guest.terminate)
         if (aftermath := await departure.release()) is not None:

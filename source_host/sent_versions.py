@@ -101,6 +101,14 @@ class SentVersions:
                 self._slot_of[index] = 0
                 self._free = np.append(self._free, held)
 
+    def free(self) -> None:
+        """Give the memory back (some 0.1 s a GiB); only what was counted is asked for afterwards. More than once does nothing."""
+        with self._lock:
+            nothing = np.empty(0, np.uint8)
+            self._versions = nothing.reshape(0, PAGE_BYTES)
+            self._slot_of = self._sent_in = nothing.view(np.int32)
+            self._page_of = nothing.view(np.int64)
+
     def held_among(self, pages: PageSet) -> PageSet:
         """Choose those of `pages` of which there is a version."""
         held = self._slot_of[pages.index()] > 0

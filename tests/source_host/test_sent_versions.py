@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 
 import numpy as np
+import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -126,6 +127,18 @@ def test_memory_is_taken_as_pages_are_sent() -> None:
     versions.begin_round()
     send(versions, PageSet.span(1 << 29, (1 << 29) + 3), 1)
     assert versions.used_bytes == 3 * PAGE_BYTES
+
+
+def test_memory_is_given_back() -> None:
+    pages = PageSet.span(0, 8192)
+    versions = SentVersions(pages.pages, pages.size_bytes)
+    before = psutil.Process().memory_info().rss
+    send(versions, pages, 1)
+    assert psutil.Process().memory_info().rss > before + pages.size_bytes // 2
+    for _ in range(2):
+        versions.free()
+    assert psutil.Process().memory_info().rss < before + pages.size_bytes // 2
+    assert versions.used_bytes == pages.size_bytes
 
 
 def test_a_guest_that_is_smaller_than_the_room_takes_no_more_than_it_has() -> None:
