@@ -31,7 +31,7 @@ Slots = npt.NDArray[np.int64]
 class SentVersions:
     """The last versions of one attempt to migrate one guest, for all of its page connections. Any thread.
 
-    Takes memory as pages are sent, `most_bytes` of contents at most and 20 bytes a page beside.
+    Takes memory as pages are sent, `most_bytes` of contents at most and 16 bytes a page beside.
     """
 
     def __init__(self, total_pages: int, most_bytes: int) -> None:
