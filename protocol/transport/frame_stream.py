@@ -123,8 +123,9 @@ class FrameStream:
         return message
 
     def detach(self) -> Wire:
-        """Give the wire away, its socket in blocking mode; the stream is of no more use."""
+        """Give the wire away, its socket in blocking mode, with what was sent in its count; the stream is of no more use."""
         self.stop_watching()
+        self.wire.sent_bytes += self.sent_bytes
         self.sock.setblocking(True)
         return self.wire
 

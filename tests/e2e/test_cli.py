@@ -119,8 +119,8 @@ def assert_says_everything(report: Json) -> None:
         assert not missing, (part, missing)
     assert report.keys() == {field.name for field in dataclasses.fields(report_fields.MigrationReport)}
     unmeasured = {name for name, value in report.items() if value is None}
-    # No error, no throttle that was not asked for, no lab's link, no clients, and nothing to say of swap where the host has none.
-    assert unmeasured == {"error", "throttle", "link", "database"} | (set() if has_swap() else {"swap"})
+    # No error, nothing that was not asked for, no lab's link, no clients, and nothing to say of swap where the host has none.
+    assert unmeasured == {"error", "throttle", "delta_cache", "link", "database"} | (set() if has_swap() else {"swap"})
 
 
 def test_daemons_from_the_checkout(place: Place) -> None:

@@ -124,6 +124,13 @@ async def test_nothing_is_read_beyond_the_greeting(link: Link) -> None:
     assert bare.recv(64) == b"contents"
 
 
+async def test_what_a_stream_has_sent_its_wire_has_sent(streams: tuple[FrameStream, FrameStream]) -> None:
+    """Whoever adds up what connections have sent must not see the sum fall when one becomes a thread's."""
+    for stream in streams:
+        assert stream.sent_bytes > 100
+        assert stream.detach().sent_bytes == stream.sent_bytes
+
+
 async def test_what_may_not_be_sent_is_not_sent(link: Link) -> None:
     stream, far = link
     with pytest.raises(LocalProtocolError):
