@@ -32,7 +32,7 @@ from pagefire.source_host.private_copy import copy_into
 from pagefire.source_host.sent_digests import Contents, Mask
 from pagefire.source_host.sent_versions import SentVersions
 
-#: Pages of a sample of `shares`, some milliseconds.
+#: Pages of a sample of `shares`.
 _SAMPLE_PAGES = PACKED_PAGES
 
 #: Pages of which more words of 8 bytes have changed go whole: what was written all over may compress, and its difference does not.

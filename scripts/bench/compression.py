@@ -22,7 +22,7 @@ from pagefire.protocol.errors import FeatureMissing
 from pagefire.protocol.transport.control_socket import request
 from pagefire.protocol.units import format_duration, format_size
 from pagefire.scripts.bench.ballast import all_held_but, warm_pool
-from pagefire.scripts.bench.pairs import alternate, ratios
+from pagefire.scripts.bench.pairs import alternate, ratio_words, ratios
 from pagefire.scripts.bench.plan import Plan
 from pagefire.scripts.bench.plot import OURS, REFERENCE, bars, reference_line
 from pagefire.scripts.daemons import Pair
@@ -187,11 +187,7 @@ def tables(result: Json) -> list[Table]:
             _case(row).words,
             format_size(row["memory_bytes"]),
             str(row["pairs"]),
-            *(
-                words
-                for key in ("round_ratio", "total_ratio")
-                for words in (f"{row[key]['median']:.3f}", f"{row[key]['min']:.3f} - {row[key]['max']:.3f}")
-            ),
+            *(words for key in ("round_ratio", "total_ratio") for words in ratio_words(row[key])),
             *(format_duration(row[key]["median"]) for key in ("round_s", "off_round_s")),
             *(format_size(row[key]["median"]) for key in ("wire_bytes", "off_wire_bytes")),
         )

@@ -21,7 +21,7 @@ from pagefire.guest_workload.guest_config import GuestConfig
 from pagefire.protocol.pages import PAGE_BYTES
 from pagefire.protocol.units import format_count, format_duration, format_size, format_throughput
 from pagefire.scripts.bench.ballast import all_held_but
-from pagefire.scripts.bench.pairs import alternate, ratios
+from pagefire.scripts.bench.pairs import alternate, ratio_words, ratios
 from pagefire.scripts.bench.plan import Plan
 from pagefire.scripts.bench.plot import OURS, REFERENCE, bars, reference_line
 from pagefire.scripts.bench.shuttle import Shuttle
@@ -203,11 +203,7 @@ def tables(result: Json) -> list[Table]:
     for row in result["rows"]:
         table.add_row(
             _case(row).words,
-            *(
-                words
-                for key in ("total_ratio", "wire_ratio")
-                for words in (f"{row[key]['median']:.3f}", f"{row[key]['min']:.3f} - {row[key]['max']:.3f}")
-            ),
+            *(words for key in ("total_ratio", "wire_ratio") for words in ratio_words(row[key])),
             *(_both(row, name, write) for name, write in _COLUMNS.values()),
         )
     return [table]

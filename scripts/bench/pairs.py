@@ -28,3 +28,8 @@ def alternate(subject: Callable[[], S], reference: Callable[[], R], repetitions:
 def ratios(pairs: Sequence[tuple[float, float]]) -> dict[str, Any]:
     """Give the spread of subject over reference, pair by pair: what hits both of a pair is in neither."""
     return spread([ours / theirs for ours, theirs in pairs])
+
+
+def ratio_words(of_pairs: dict[str, Any]) -> tuple[str, str]:
+    """Write what `ratios` gave for a table: the median, and the least to the largest."""
+    return f"{of_pairs['median']:.3f}", f"{of_pairs['min']:.3f} - {of_pairs['max']:.3f}"
